@@ -1,0 +1,66 @@
+"""Fine-tune and optimise any JAX function with forward passes only."""
+
+from zojax.directions import Direction, gaussian, low_rank, masked, rademacher
+from zojax.estimators import (
+    Estimate,
+    Estimator,
+    Joint,
+    Losses,
+    difference,
+    estimate,
+    fzoo,
+    gradient,
+    joint,
+    mezo,
+    normalized,
+    one_sided,
+    two_sided,
+    value_and_grad,
+)
+from zojax.optimizers import ZerothOrderState, apply_updates, zeroth_order
+from zojax.trainables import (
+    Split,
+    bias_and_norm,
+    full,
+    head,
+    lora,
+    select,
+    sensitive,
+    sensitivity,
+)
+from zojax.virtual import explain, virtualize
+
+__all__ = [
+    "Direction",
+    "Estimate",
+    "Estimator",
+    "Joint",
+    "Losses",
+    "Split",
+    "ZerothOrderState",
+    "apply_updates",
+    "bias_and_norm",
+    "difference",
+    "estimate",
+    "explain",
+    "full",
+    "fzoo",
+    "gaussian",
+    "gradient",
+    "head",
+    "joint",
+    "lora",
+    "low_rank",
+    "masked",
+    "mezo",
+    "normalized",
+    "one_sided",
+    "rademacher",
+    "select",
+    "sensitive",
+    "sensitivity",
+    "two_sided",
+    "value_and_grad",
+    "virtualize",
+    "zeroth_order",
+]

@@ -1,0 +1,79 @@
+"""Move along a direction, and add directions up: the two places where terms meet parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from zojax.directions._direction import Direction
+from zojax.virtual import VirtualArray
+
+_UNROLLED = 16  # directions in one fusion; more need a loop, which carries a full accumulator
+_CHUNK = 8  # directions an iteration of that loop: compile time against traffic
+
+
+def perturb(direction: Direction, key: jax.Array, params: Any, scale) -> Any:
+    """`params + scale * z(key)`, as virtual arrays.
+
+    Args:
+        direction: any direction.
+        key: typed key or uint32[2] words.
+        params: tree of floating-point arrays.
+        scale: float scalar.
+
+    Returns:
+        The tree with a `VirtualArray` for each leaf that moves.
+    """
+    paths, tree = jax.tree_util.tree_flatten_with_path(params)
+    terms = direction.terms(key, params)
+    leaves = [
+        leaf
+        if term is None
+        else VirtualArray(jnp.asarray(leaf), name=jax.tree_util.keystr(path)).plus(
+            term.scaled(scale)
+        )
+        for (path, leaf), term in zip(paths, terms, strict=True)
+    ]
+    return jax.tree.unflatten(tree, leaves)
+
+
+def combine(direction: Direction, keys: jax.Array, coefficients: jax.Array, params: Any) -> Any:
+    """The weighted mean of directions, `1/n sum_k c_k z(key_k)`.
+
+    Args:
+        direction: the direction that perturbed.
+        keys: uint32[n, 2].
+        coefficients: float32[n].
+        params: tree of arrays or `ShapeDtypeStruct`; only shapes and dtypes are read.
+
+    Returns:
+        Tree like `params`, in its dtypes, accumulated in float32. Under `jit` the sum fuses into
+        whatever uses it, up to 16 directions at a time.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    count = keys.shape[0]
+    weights = coefficients.astype(jnp.float32) / count
+
+    def chunk_sum(keys, weights):
+        totals = [jnp.zeros(jnp.shape(leaf), jnp.float32) for leaf in leaves]
+        for k in range(keys.shape[0]):
+            for i, term in enumerate(direction.terms(keys[k], params)):
+                if term is not None:
+                    totals[i] = totals[i] + term.scaled(weights[k]).materialize()
+        return totals
+
+    head = count % _CHUNK if count > _UNROLLED else count
+    totals = chunk_sum(keys[:head], weights[:head])
+    if head < count:
+        chunks = (
+            keys[head:].reshape(-1, _CHUNK, 2),
+            weights[head:].reshape(-1, _CHUNK),
+        )
+        totals, _ = lax.scan(
+            lambda acc, chunk: ([a + b for a, b in zip(acc, chunk_sum(*chunk), strict=True)], None),
+            totals,
+            chunks,
+        )
+    grads = [t.astype(jnp.result_type(leaf)) for t, leaf in zip(totals, leaves, strict=True)]
+    return jax.tree.unflatten(tree, grads)

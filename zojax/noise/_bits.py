@@ -1,0 +1,165 @@
+"""The bit rule: (key, row, col) -> 32 bits. Frozen by golden vectors in the tests.
+
+Changing anything here changes every stored journal. The code uses nothing but uint32 adds,
+multiplies, shifts and xors, which every backend and every Pallas lowering has.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_ROUNDS = 13
+_FOLD_TAG = 0x7A6F6A61
+
+
+def _u32(x) -> jax.Array:
+    return jnp.uint32(x) if isinstance(x, int) else jnp.asarray(x).astype(jnp.uint32)
+
+
+def _threefry2x32(key0, key1, x0, x1) -> tuple[jax.Array, jax.Array]:
+    """Threefry-2x32 with 13 rounds, the fewest that pass BigCrush (Salmon et al., SC 2011)."""
+    schedule = (key0, key1, key0 ^ key1 ^ jnp.uint32(0x1BD11BDA))
+    x0, x1 = x0 + schedule[0], x1 + schedule[1]
+    for i in range(_ROUNDS):
+        rotation = _ROTATIONS[(i // 4) % 2][i % 4]
+        x0 = x0 + x1
+        x1 = (x1 << jnp.uint32(rotation)) | (x1 >> jnp.uint32(32 - rotation))
+        x1 = x1 ^ x0
+        if i % 4 == 3:
+            injection = i // 4 + 1
+            x0 = x0 + schedule[injection % 3]
+            x1 = x1 + schedule[(injection + 1) % 3] + jnp.uint32(injection)
+    return x0, x1
+
+
+def words(key: jax.Array) -> jax.Array:
+    """The two words of a key.
+
+    Args:
+        key: a typed key (`jax.random.key`) of any implementation, or uint32[..., 2] words.
+
+    Returns:
+        uint32[..., 2].
+    """
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    if data.dtype != jnp.uint32 or data.shape[-1] not in (2, 4):
+        raise TypeError(
+            f"expected a typed key or uint32 words of shape (..., 2), found {data.dtype}"
+            f"{list(data.shape)}; make a key with jax.random.key(seed)"
+        )
+    if data.shape[-1] == 2:
+        return data
+    return jnp.stack(_threefry2x32(*(data[..., i] for i in range(4))), axis=-1)
+
+
+def fold_in(key: jax.Array, data) -> jax.Array:
+    """A new key from a key and an integer: `threefry(key, (data, tag))`.
+
+    Args:
+        key: typed key or uint32[2] words.
+        data: integer in [0, 2**32), any shape.
+
+    Returns:
+        uint32 words, shape of `data` + (2,).
+    """
+    w = words(key)
+    tag = jnp.full(jnp.shape(data), _FOLD_TAG, jnp.uint32)
+    return jnp.stack(_threefry2x32(w[..., 0], w[..., 1], _u32(data), tag), axis=-1)
+
+
+def row_keys(key: jax.Array, rows) -> tuple[jax.Array, jax.Array]:
+    """Two words for each row, `threefry(key, (row, 0))`; computed once per row.
+
+    Args:
+        key: typed key or uint32[2] words.
+        rows: integers in [0, 2**32), any shape.
+
+    Returns:
+        Two uint32 arrays of the shape of `rows`.
+    """
+    w = words(key)
+    rows = _u32(rows)
+    return _threefry2x32(w[0], w[1], rows, jnp.zeros_like(rows))
+
+
+def bits(key: jax.Array, rows, cols) -> jax.Array:
+    """32 random bits for each element (row, col).
+
+    Args:
+        key: typed key or uint32[2] words.
+        rows: integers in [0, 2**32).
+        cols: integers in [0, 2**32), broadcastable with `rows`.
+
+    Returns:
+        uint32 array of the broadcast shape.
+
+    >>> import jax.numpy as jnp
+    >>> from zojax import noise
+    >>> words = jnp.array([1, 2], jnp.uint32)
+    >>> [hex(b) for b in noise.bits(words, 0, jnp.arange(2)).tolist()]
+    ['0x5aa681fa', '0xac95ed6e']
+    """
+    w = words(key)
+    return bits_of_words(w[0], w[1], rows, cols)
+
+
+def bits_of_words(key0: jax.Array, key1: jax.Array, rows, cols) -> jax.Array:
+    """`bits` of a key in two scalars, for kernels, where a key is no array of its own.
+
+    Args:
+        key0: first uint32 word.
+        key1: second uint32 word.
+        rows: as for `bits`.
+        cols: as for `bits`.
+
+    Returns:
+        uint32 array of the broadcast shape.
+    """
+    rows = _u32(rows)
+    return _mix(*_threefry2x32(key0, key1, rows, jnp.zeros_like(rows)), cols)
+
+
+def stacked_bits(keys: jax.Array, rows: Sequence[int], cols: int) -> jax.Array:
+    """The bits of many leaves of equal width, one below the other.
+
+    Args:
+        keys: uint32[leaves, 2] words.
+        rows: static number of rows of each leaf.
+        cols: static number of columns of all.
+
+    Returns:
+        uint32 (sum(rows), cols): `leaf_bits(keys[i], (rows[i], cols))` for each i in turn.
+    """
+    row = jnp.concatenate([jnp.arange(n, dtype=jnp.uint32) for n in rows])
+    key = jnp.concatenate([jnp.broadcast_to(k, (n, 2)) for k, n in zip(keys, rows, strict=True)])
+    r0, r1 = _threefry2x32(key[:, 0], key[:, 1], row, jnp.zeros_like(row))
+    return _mix(r0[:, None], r1[:, None], jnp.arange(cols, dtype=jnp.uint32)[None])
+
+
+def _mix(r0: jax.Array, r1: jax.Array, cols) -> jax.Array:
+    x = _u32(cols) * jnp.uint32(0x9E3779B9) + r0
+    x = x ^ (x >> jnp.uint32(16))
+    x = x * jnp.uint32(0x21F0AAAD)
+    x = x ^ (x >> jnp.uint32(15))
+    x = x + r1
+    x = x * jnp.uint32(0xD35A2D97)
+    return x ^ (x >> jnp.uint32(15))
+
+
+def leaf_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """32 random bits for every element of a leaf: last axis columns, all others rows.
+
+    Args:
+        key: typed key or uint32[2] words.
+        shape: static shape of the leaf.
+
+    Returns:
+        uint32 array of that shape.
+    """
+    if not shape or 0 in shape:
+        return jnp.zeros(shape, jnp.uint32) if 0 in shape else bits(key, 0, 0)
+    rows = jnp.arange(math.prod(shape[:-1]), dtype=jnp.uint32)[:, None]
+    return bits(key, rows, jnp.arange(shape[-1], dtype=jnp.uint32)[None]).reshape(shape)

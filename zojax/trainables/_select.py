@@ -1,0 +1,116 @@
+"""Trainables that are whole leaves, picked by path."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zojax.trainables._split import Split
+
+
+def full(params: Any) -> Split:
+    """Every leaf moves.
+
+    Args:
+        params: tree of floating-point arrays.
+
+    Returns:
+        A `Split` with `trainable = params`.
+    """
+    return Split(params, None, lambda trainable, frozen: trainable)
+
+
+def select(params: Any, where: Callable[[str], bool]) -> Split:
+    """The leaves whose path a predicate picks.
+
+    Args:
+        params: tree of arrays.
+        where: called with each leaf's path, such as "layers/attention/query/bias".
+
+    Returns:
+        A `Split`; picked leaves below float32 are trained in float32 over the frozen rest, so that
+        small steps are not lost, and cast back by `merge`.
+
+    Raises:
+        ValueError: if nothing is picked.
+        TypeError: if a picked leaf is not floating-point.
+
+    >>> import jax.numpy as jnp, zojax
+    >>> params = {"w": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
+    >>> trainable, frozen, merge = zojax.select(params, lambda path: path == "bias")
+    >>> trainable
+    {'bias': Array([0., 0.], dtype=float32), 'w': None}
+    >>> sorted(merge(trainable, frozen))
+    ['bias', 'w']
+    """
+    paths, tree = jax.tree_util.tree_flatten_with_path(params)
+    names = [path_name(path) for path, _ in paths]
+    picked = [bool(where(name)) for name in names]
+    if not any(picked):
+        raise ValueError(
+            f"no leaf is selected; the leaves are {', '.join(names[:8])}"
+            f"{', ...' if len(names) > 8 else ''}"
+        )
+    trainable, frozen, dtypes = [], [], []
+    for name, (_, leaf), chosen in zip(names, paths, picked, strict=True):
+        dtype = jnp.result_type(leaf)
+        if chosen and not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"leaf {name} is {dtype}; only floating-point leaves can be trained")
+        wide = jnp.promote_types(dtype, jnp.float32)
+        trainable.append(jnp.asarray(leaf).astype(wide) if chosen else None)
+        frozen.append(None if chosen else leaf)
+        dtypes.append(dtype)
+
+    def merge(trainable, frozen):
+        moving, fixed = tree.flatten_up_to(trainable), tree.flatten_up_to(frozen)
+        leaves = [
+            f if m is None else m.astype(d) for m, f, d in zip(moving, fixed, dtypes, strict=True)
+        ]
+        return jax.tree.unflatten(tree, leaves)
+
+    return Split(jax.tree.unflatten(tree, trainable), jax.tree.unflatten(tree, frozen), merge)
+
+
+def bias_and_norm(params: Any) -> Split:
+    """Biases and normalisation scales: leaves called "bias" or below a name with "norm" in it.
+
+    Args:
+        params: tree of arrays with named leaves.
+
+    Returns:
+        A `Split`; see `select`.
+
+    Reference: Ben Zaken et al., BitFit, 2022.
+    """
+    return select(params, is_bias_or_norm)
+
+
+def head(params: Any) -> Split:
+    """The output layer: leaves below a name "head", "lm_head" or "classifier".
+
+    Args:
+        params: tree of arrays with named leaves.
+
+    Returns:
+        A `Split`; see `select`.
+    """
+    return select(params, is_head)
+
+
+def is_bias_or_norm(path: str) -> bool:
+    """Whether a path is of a bias or of a normalisation's parameter."""
+    parts = path.lower().split("/")
+    return parts[-1] == "bias" or any("norm" in part for part in parts)
+
+
+def is_head(path: str) -> bool:
+    """Whether a path is of the output layer."""
+    return not {"head", "lm_head", "classifier"}.isdisjoint(path.lower().split("/"))
+
+
+def path_name(path) -> str:
+    """"a/b/0" for a jax key path."""
+    return "/".join(
+        str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
+    )

@@ -1,0 +1,123 @@
+"""Sparse entries that replace values of the base."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from zojax.virtual._shapes import ravel, slice_axis, unravel
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "index"],
+    meta_fields=["shape"],
+)
+@dataclass(frozen=True)
+class Entries:
+    """Values that replace single entries of the base.
+
+    The leading axes of `values` are stack axes, with the same number of entries in every slice, so
+    that a scan over the stack slices the entries too.
+
+    Attributes:
+        values: float array (*stack, k).
+        index: int32 (*stack, k), flat positions within the remaining axes; a position equal to
+            their size is padding and is dropped.
+        shape: static shape of the whole array, stack axes first.
+    """
+
+    values: jax.Array
+    index: jax.Array
+    shape: tuple[int, ...]
+
+    @property
+    def stack(self) -> int:
+        return self.values.ndim - 1
+
+    @property
+    def core(self) -> tuple[int, ...]:
+        return self.shape[self.stack :]
+
+    def transpose(self, permutation):
+        if tuple(permutation) == tuple(range(len(self.shape))):
+            return self
+        flat = self._unstacked()
+        return flat._with_coordinates(
+            tuple(self.shape[i] for i in permutation),
+            lambda c: [c[i] for i in permutation],
+        )
+
+    def reshape(self, shape):
+        flat = self._unstacked()
+        return replace(flat, shape=tuple(shape))
+
+    def slice(self, starts, sizes, strides):
+        s = self.stack
+        values, index = self.values, self.index
+        for axis in range(s):
+            cut = (starts[axis], sizes[axis], strides[axis], axis)
+            values, index = slice_axis(values, *cut), slice_axis(index, *cut)
+        sliced = replace(self, values=values, index=index, shape=(*sizes[:s], *self.core))
+        if tuple(sizes[s:]) == self.core:
+            return sliced
+        return sliced._with_coordinates(
+            tuple(sizes),
+            lambda c: [
+                jnp.where((x - a) % d == 0, (x - a) // d, -1)
+                for x, a, d in zip(c, starts[s:], strides[s:], strict=True)
+            ],
+        )
+
+    def set_in(self, base: jax.Array) -> jax.Array:
+        """The base with the entries in place."""
+        stack, core = self.shape[: self.stack], self.core
+        flat = base.reshape(*stack, math.prod(core))
+        grid = jnp.meshgrid(*(jnp.arange(n) for n in stack), indexing="ij", sparse=True)
+        at = tuple(g[..., None] for g in grid) + (self.index,)
+        values = self.values.astype(base.dtype)
+        return flat.at[at].set(values, mode="drop").reshape(self.shape)
+
+    def set_in_rows(self, picked: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+        """Rows already gathered from the base, with the entries in place.
+
+        One representative row of `picked` is set for every distinct row, and then read by all its
+        duplicates: memory of the gathered rows, never of the whole array.
+        """
+        rest = [i for i in range(len(self.shape)) if i != axis]
+        moved = self.transpose((axis, *rest))._unstacked()
+        size, width = self.shape[axis], math.prod(self.shape[i] for i in rest)
+        flat_index = index.reshape(-1)
+        rows = picked.reshape(flat_index.shape[0], width)
+        count = rows.shape[0]
+        slot = jnp.full((size,), count, jnp.int32)
+        slot = slot.at[flat_index].set(jnp.arange(count, dtype=jnp.int32), mode="drop")
+        entry_row, entry_col = moved.index // width, moved.index % width
+        at = slot.at[entry_row].get(mode="fill", fill_value=count)
+        filled = rows.at[at, entry_col].set(moved.values.astype(rows.dtype), mode="drop")
+        representative = slot.at[flat_index].get(mode="fill", fill_value=count)
+        inside = (representative < count)[:, None]
+        result = jnp.where(inside, filled[jnp.minimum(representative, count - 1)], rows)
+        return result.reshape(picked.shape)
+
+    def _unstacked(self):
+        if not self.stack:
+            return self
+        stack = self.shape[: self.stack]
+        size = math.prod(self.core)
+        offset = jnp.arange(math.prod(stack), dtype=self.index.dtype).reshape(*stack, 1) * size
+        index = jnp.where(self.index < size, self.index + offset, math.prod(self.shape))
+        return replace(self, values=self.values.reshape(-1), index=index.reshape(-1))
+
+    def _with_coordinates(self, shape, change):
+        """Move entries to new core coordinates; those that leave the new core are dropped."""
+        old_size = math.prod(self.core)
+        core = shape[self.stack :]
+        moved = change(unravel(self.index, self.core))
+        valid = self.index < old_size
+        for c, n in zip(moved, core, strict=True):
+            valid = valid & (c >= 0) & (c < n)
+        index = jnp.where(valid, ravel(moved, core, self.index), math.prod(core))
+        return replace(self, index=index.astype(self.index.dtype), shape=tuple(shape))

@@ -1,0 +1,143 @@
+"""Walk a jaxpr whose inputs may be virtual; higher-order primitives are emitted again."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from zojax import _compat
+from zojax.virtual._array import VirtualArray, is_virtual
+from zojax.virtual._report import Report
+from zojax.virtual._rules import apply_rule
+
+
+def evaluate(jaxpr, args: list, report: Report) -> list:
+    """Outputs of a jaxpr; an output that is a bare view of a virtual input stays virtual."""
+    jaxpr, consts = _compat.open_jaxpr(jaxpr)
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+    def read(atom):
+        return atom.val if hasattr(atom, "val") else env[atom]
+
+    for eqn in jaxpr.eqns:
+        values = [read(v) for v in eqn.invars]
+        if any(map(is_virtual, values)):
+            outs = _evaluate_virtual(eqn, values, report)
+        else:
+            outs = _compat.bind(eqn, values)
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _evaluate_virtual(eqn, values, report) -> list:
+    walk = _HIGHER_ORDER.get(eqn.primitive.name)
+    if walk is not None:
+        return walk(eqn, values, report)
+    out = apply_rule(eqn, values, report)
+    if out is not None:
+        return [out]
+    return _compat.bind(eqn, [_dense(eqn, i, v, report) for i, v in enumerate(values)])
+
+
+def _dense(eqn, position, value, report):
+    if not is_virtual(value):
+        return value
+    report.note(eqn, position, value, "fallback")
+    dense = value.materialize()
+    # a vector is used by every token: make it once, or XLA recomputes its noise for each of them
+    return lax.optimization_barrier(dense) if value.ndim <= 1 else dense
+
+
+def _dense_all(eqn, values, report, offset=0):
+    return [_dense(eqn, offset + i, v, report) for i, v in enumerate(values)]
+
+
+def _jit(eqn, values, report):
+    def call(*args):
+        return evaluate(eqn.params["jaxpr"], list(args), report)
+
+    call.__name__ = eqn.params["name"]
+    return jax.jit(call)(*values)
+
+
+def _inline(eqn, values, report):
+    return evaluate(eqn.params["call_jaxpr"], values, report)
+
+
+def _remat(eqn, values, report):
+    def call(*args):
+        return evaluate(eqn.params["jaxpr"], list(args), report)
+
+    prevent_cse, policy = eqn.params["prevent_cse"], eqn.params["policy"]
+    return jax.checkpoint(call, prevent_cse=prevent_cse, policy=policy)(*values)
+
+
+def _scan(eqn, values, report):
+    p = eqn.params
+    num_consts, num_carry = _compat.scan_counts(p)
+    consts = values[:num_consts]
+    carry = _dense_all(eqn, values[num_consts : num_consts + num_carry], report, num_consts)
+    stacked = values[num_consts + num_carry :]
+    dense_stacked = [None if is_virtual(v) else v for v in stacked]
+
+    def body(carry, step):
+        i, sliced = step
+        xs = [v.index(i) if is_virtual(v) else s for v, s in zip(stacked, sliced, strict=True)]
+        outs = _dense_all(eqn, evaluate(p["jaxpr"], [*consts, *carry, *xs], report), report)
+        return outs[:num_carry], outs[num_carry:]
+
+    xs = (jnp.arange(p["length"], dtype=jnp.int32), dense_stacked)
+    carry, ys = lax.scan(
+        body, carry, xs, length=p["length"], reverse=p["reverse"], unroll=p["unroll"]
+    )
+    return [*carry, *ys]
+
+
+def _while(eqn, values, report):
+    p = eqn.params
+    n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
+    cond_consts, body_consts = values[:n_cond], values[n_cond : n_cond + n_body]
+    carry = _dense_all(eqn, values[n_cond + n_body :], report, n_cond + n_body)
+
+    def condition(carry):
+        return evaluate(p["cond_jaxpr"], [*cond_consts, *carry], report)[0]
+
+    def body(carry):
+        return _dense_all(eqn, evaluate(p["body_jaxpr"], [*body_consts, *carry], report), report)
+
+    return lax.while_loop(condition, body, carry)
+
+
+def _cond(eqn, values, report):
+    which, *operands = values
+
+    def branch(jaxpr):
+        def call(*plain):
+            rest = iter(plain)
+            args = [v if is_virtual(v) else next(rest) for v in operands]
+            return _dense_all(eqn, evaluate(jaxpr, args, report), report)
+
+        return call
+
+    branches = [branch(jaxpr) for jaxpr in eqn.params["branches"]]
+    return lax.switch(which, branches, *(v for v in operands if not is_virtual(v)))
+
+
+_HIGHER_ORDER = {
+    "jit": _jit,
+    "closed_call": _inline,
+    "core_call": _inline,
+    "custom_jvp_call": _inline,
+    "custom_vjp_call": _inline,
+    "remat2": _remat,
+    "checkpoint": _remat,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}
+
+
+def abstract(value: VirtualArray | jax.Array):
+    """What tracing needs to know of an argument."""
+    if is_virtual(value):
+        return jax.ShapeDtypeStruct(value.shape, value.dtype)
+    return value

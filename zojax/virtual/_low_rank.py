@@ -1,0 +1,94 @@
+"""The term that is a product of two thin factors."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from zojax.virtual._shapes import reshape_groups, slice_axis
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["left", "right", "scale"],
+    meta_fields=["shape"],
+)
+@dataclass(frozen=True)
+class LowRank:
+    """`scale * sum_r left[..., r] * right[..., r]`, the factors broadcast over absent axes.
+
+    A matrix (m, n) has left (m, 1, r) and right (1, n, r); a stack (L, m, n) has left (L, m, 1, r)
+    and right (L, 1, n, r). An axis of size one in a factor is one it does not depend on.
+    """
+
+    left: jax.Array
+    right: jax.Array
+    scale: jax.Array
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of_matrices(cls, a: jax.Array, b: jax.Array, scale=1.0) -> "LowRank":
+        """`scale * a @ b.T` over the last two axes: a (..., m, r), b (..., n, r)."""
+        shape = (*a.shape[:-1], b.shape[-2])
+        scale = jnp.asarray(scale, jnp.float32)
+        return cls(jnp.expand_dims(a, -2), jnp.expand_dims(b, -3), scale, shape)
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[-1]
+
+    def scaled(self, factor):
+        return replace(self, scale=self.scale * factor)
+
+    def transpose(self, permutation):
+        axes = (*permutation, len(permutation))
+        return self._mapped([self.shape[i] for i in permutation], lambda f: f.transpose(axes))
+
+    def reshape(self, shape):
+        groups = reshape_groups(self.shape, shape)
+        factors = []
+        for factor in (self.left, self.right):
+            new_shape = [1] * len(shape)
+            for old, new in groups:
+                present = {factor.shape[i] != 1 for i in old if self.shape[i] != 1}
+                if len(present) > 1:
+                    return None
+                if True in present:
+                    for j in new:
+                        new_shape[j] = shape[j]
+            factors.append(factor.reshape(*new_shape, self.rank))
+        return replace(self, left=factors[0], right=factors[1], shape=tuple(shape))
+
+    def slice(self, starts, sizes, strides):
+        def cut(factor):
+            for axis, (start, size, stride) in enumerate(zip(starts, sizes, strides, strict=True)):
+                if factor.shape[axis] != 1:
+                    factor = slice_axis(factor, start, size, stride, axis)
+            return factor
+
+        return self._mapped(sizes, cut)
+
+    def rows(self, index, axis):
+        def pick(factor):
+            if factor.shape[axis] != 1:
+                return jnp.take(jnp.moveaxis(factor, axis, 0), index, axis=0, mode="clip")
+            others = jnp.squeeze(factor, axis)
+            return others.reshape((1,) * index.ndim + others.shape)
+
+        rest = tuple(n for i, n in enumerate(self.shape) if i != axis)
+        shape = index.shape + rest
+        return replace(
+            self, left=pick(self.left), right=pick(self.right), shape=shape
+        ).materialize()
+
+    def materialize(self):
+        # unrolled over the rank so that XLA fuses it into the consumer; a dot would be a buffer
+        left, right = self.left * self.scale, self.right
+        if self.rank > 16:
+            return jnp.broadcast_to(jnp.einsum("...r,...r->...", left, right), self.shape)
+        total = sum(left[..., r] * right[..., r] for r in range(self.rank))
+        return jnp.broadcast_to(total, self.shape)
+
+    def _mapped(self, shape, fn):
+        return replace(self, left=fn(self.left), right=fn(self.right), shape=tuple(shape))

@@ -1,0 +1,23 @@
+"""Terms: parts of a virtual array that are formulas.
+
+Every term answers the same calls (`transpose`, `reshape`, `slice`, `rows`, `materialize`), so a
+virtual array is closed under views. A view returns None where the term cannot be written as the
+same kind of formula any more; the array then becomes dense.
+"""
+
+from typing import Protocol, Self
+
+import jax
+
+
+class Term(Protocol):
+    """What a virtual array asks of an additive term."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def transpose(self, permutation: tuple[int, ...]) -> Self | None: ...
+    def reshape(self, shape: tuple[int, ...]) -> Self | None: ...
+    def slice(self, starts, sizes: tuple[int, ...], strides: tuple[int, ...]) -> Self | None: ...
+    def scaled(self, factor) -> Self: ...
+    def rows(self, index: jax.Array, axis: int) -> jax.Array: ...
+    def materialize(self) -> jax.Array: ...

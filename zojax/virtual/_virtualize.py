@@ -1,0 +1,99 @@
+"""The transform: a function of arrays becomes a function of virtual arrays."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from zojax.virtual._array import is_virtual, materialize
+from zojax.virtual._interpret import abstract, evaluate
+from zojax.virtual._report import Explanation, OnFallback, Report
+
+
+def virtualize(fn: Callable, *, on_fallback: OnFallback = "allow") -> Callable:
+    """Let a function take virtual arrays wherever it takes arrays.
+
+    The function is traced once with ordinary abstract arrays, then its jaxpr is evaluated with the
+    virtual ones: a matmul becomes `x @ base + (x @ a) @ b.T`, a lookup makes only its rows, views
+    and loops stay formulas, and anything else makes one leaf dense at one use.
+
+    Args:
+        fn: any JAX-traceable function. Arguments that are not arrays are static.
+        on_fallback: "allow", "warn" or "error" where a matrix has to be made dense because no rule
+            knows its use. `explain` lists them.
+
+    Returns:
+        A function of the same signature. With no virtual argument it is `fn` itself. Composes with
+        `jit`, `vmap`, `lax.map` and differentiation with respect to arrays outside and inside; an
+        inner `custom_jvp` or `custom_vjp` that is applied to a virtual array itself loses its rule.
+
+    >>> import jax, jax.numpy as jnp, zojax
+    >>> from zojax import virtual
+    >>> w, x = jnp.eye(3), jnp.ones((2, 3))
+    >>> term = virtual.LowRank.of_matrices(jnp.ones((3, 1)), jnp.ones((3, 1)), scale=0.5)
+    >>> zojax.virtualize(jnp.dot)(x, virtual.VirtualArray(w).plus(term)).tolist()
+    [[2.5, 2.5, 2.5], [2.5, 2.5, 2.5]]
+    """
+
+    @functools.wraps(fn)
+    def virtual_fn(*args, **kwargs):
+        return _call(fn, args, kwargs, Report(on_fallback))
+
+    return virtual_fn
+
+
+def explain(fn: Callable) -> Callable[..., Explanation]:
+    """A function that tells how `virtualize(fn)` would use each virtual leaf, without running it.
+
+    Args:
+        fn: as for `virtualize`.
+
+    Returns:
+        `explain(fn)(*args)` traces abstractly and gives an `Explanation`; print it.
+    """
+
+    def explained(*args, **kwargs) -> Explanation:
+        report = Report()
+        leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_virtual)
+        dynamic = [i for i, x in enumerate(leaves) if is_virtual(x) or _is_array(x)]
+
+        def run(values):
+            filled = list(leaves)
+            for i, v in zip(dynamic, values, strict=True):
+                filled[i] = v
+            a, k = jax.tree.unflatten(tree, filled)
+            return _call(fn, a, k, report)
+
+        jax.eval_shape(run, [leaves[i] for i in dynamic])
+        return Explanation(tuple(report.uses.values()))
+
+    return explained
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+
+
+def _call(fn, args, kwargs, report: Report):
+    leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_virtual)
+    if not any(map(is_virtual, leaves)):
+        return fn(*args, **kwargs)
+    dynamic = [i for i, x in enumerate(leaves) if is_virtual(x) or _is_array(x)]
+    out_tree = None
+
+    def flat(*values):
+        nonlocal out_tree
+        filled = list(leaves)
+        for i, v in zip(dynamic, values, strict=True):
+            filled[i] = v
+        a, k = jax.tree.unflatten(tree, filled)
+        outs, out_tree = jax.tree.flatten(fn(*a, **k))
+        return outs
+
+    values = [leaves[i] for i in dynamic]
+    closed = jax.make_jaxpr(flat)(*map(abstract, values))
+    outs = evaluate(closed, values, report)
+    assert out_tree is not None
+    return jax.tree.unflatten(out_tree, [materialize(o) for o in outs])
