@@ -1,0 +1,25 @@
+"""Shared by all tests: eight CPU devices, and the folder of real data sets."""
+
+import os
+from pathlib import Path
+
+# before jax is imported anywhere: sharding is tested on eight CPU devices
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    )
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder that $ZOJAX_DATA names; skips where it is not set."""
+    name = os.environ.get("ZOJAX_DATA")
+    if not name:
+        pytest.skip("needs real data sets: set ZOJAX_DATA to the folder that holds them")
+    folder = Path(name)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"ZOJAX_DATA names {folder}, which is no folder")
+    return folder
