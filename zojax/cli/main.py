@@ -1,0 +1,92 @@
+"""The command line: flags to a configuration, a configuration to a function, a result to text."""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from zojax.cli.config import Demo, Evaluate, Finetune
+
+_JSON = tyro.conf.arg(help="Print the result as one JSON object on the last line.")
+
+
+@dataclass(frozen=True)
+class _FinetuneCommand(Finetune):
+    __doc__ = Finetune.__doc__
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
+class _EvaluateCommand(Evaluate):
+    __doc__ = Evaluate.__doc__
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
+class _DemoCommand(Demo):
+    __doc__ = Demo.__doc__
+    json: Annotated[bool, _JSON] = False
+
+
+_Command = (
+    Annotated[_FinetuneCommand, tyro.conf.subcommand("finetune")]
+    | Annotated[_EvaluateCommand, tyro.conf.subcommand("evaluate")]
+    | Annotated[_DemoCommand, tyro.conf.subcommand("demo")]
+)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        args: command-line arguments; those of the process if None.
+
+    Returns:
+        Exit status: 0, or 1 after an error in the input, 143 after a run was interrupted.
+    """
+    command = tyro.cli(
+        _Command,
+        prog="zojax",
+        description="Fine-tune language models with forward passes only.",
+        args=args,
+    )
+    warnings.showwarning = _show_warning
+    try:
+        result = _function(command)(command)
+    except (OSError, ValueError, TypeError, FloatingPointError, ModuleNotFoundError) as error:
+        if os.environ.get("ZOJAX_TRACEBACK"):
+            raise
+        print(f"zojax: {error}", file=sys.stderr)
+        return 1
+    if command.json:
+        print(json.dumps(result), flush=True)
+    else:
+        _print_table(result)
+    return 143 if result.get("status") == "interrupted" else 0
+
+
+def _function(command: Any) -> Callable[[Any], dict[str, Any]]:
+    # imported here so that --help answers at once
+    if isinstance(command, Demo):
+        from zojax.cli.demo import demo
+
+        return demo
+    from zojax.cli.finetune import evaluate, finetune
+
+    return evaluate if isinstance(command, Evaluate) else finetune
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    width = max(map(len, result))
+    for name, value in result.items():
+        text = f"{value:,}" if isinstance(value, int) else str(value)
+        print(f"{name.replace('_', ' '):<{width}}  {text}")
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"zojax: {message}", file=sys.stderr)
