@@ -1,4 +1,4 @@
-"""The configuration of a fine-tuning run: the command line's flags, and a plain object in Python."""
+"""The configuration of a run: the flags of the command line, and a plain object in Python."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,9 +140,9 @@ class Demo:
     with --no-deps.
     """
 
-    out: Annotated[Path | None, tyro.conf.arg(help="Output folder; a temporary one by default.")] = (
-        None
-    )
+    out: Annotated[
+        Path | None, tyro.conf.arg(help="Output folder; a temporary one by default.")
+    ] = None
     small: Annotated[bool, tyro.conf.arg(help="Under a minute: fewer steps and examples.")] = False
     seed: Annotated[int, tyro.conf.arg(help="Directions and order of the examples.")] = 0
     progress: Annotated[bool, tyro.conf.arg(help="Show a progress bar.")] = True

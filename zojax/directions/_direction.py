@@ -1,6 +1,5 @@
 """What a direction is, and the elementary ones."""
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -129,22 +128,25 @@ def low_rank(rank: int = 1) -> Direction:
 def _factors(matrices: list[tuple[jax.Array, tuple[int, ...]]], rank: int):
     """Standard normal factors ((*stack, m, r), (*stack, n, r)) of each matrix.
 
-    All of a tree are made by one call, in one kernel: one each would multiply compile time.
+    Those of one size are made by one call, so that compile time does not grow with depth.
     """
-    if not matrices:
-        return []
-    shapes = [(*s[:-2], s[axis], rank) for _, s in matrices for axis in (-2, -1)]
-    sides = jnp.arange(2, dtype=jnp.uint32)
-    keys = jax.vmap(lambda key: noise.fold_in(key, sides))(jnp.stack([k for k, _ in matrices]))
-    counts = [math.prod(shape[:-1]) for shape in shapes]
-    drawn = noise.gaussian(noise.stacked_bits(keys.reshape(-1, 2), counts, rank))
-    drawn = lax.optimization_barrier(drawn)
-    starts = itertools.accumulate(counts, initial=0)
-    flat = [
-        lax.slice_in_dim(drawn, start, start + count).reshape(shape)
-        for start, count, shape in zip(starts, counts, shapes, strict=False)
-    ]
-    return list(zip(flat[::2], flat[1::2], strict=True))
+    keys, shapes = [], []
+    for key, shape in matrices:
+        for side, axis in enumerate((-2, -1)):
+            keys.append((key, side))
+            shapes.append((*shape[:-2], shape[axis], rank))
+    by_size: dict[int, list[int]] = {}
+    for i, shape in enumerate(shapes):
+        by_size.setdefault(math.prod(shape[:-1]), []).append(i)
+    factors: list[Any] = [None] * len(shapes)
+    for rows, members in by_size.items():
+        leaf_keys = jnp.stack([keys[i][0] for i in members])
+        sides = jnp.array([keys[i][1] for i in members], jnp.uint32)
+        bits = noise.stacked_bits(jax.vmap(noise.fold_in)(leaf_keys, sides), rows, rank)
+        drawn = lax.optimization_barrier(noise.gaussian(bits))
+        for place, i in enumerate(members):
+            factors[i] = drawn[place].reshape(shapes[i])
+    return list(zip(factors[::2], factors[1::2], strict=True))
 
 
 def masked(direction: Direction, mask: Any | Callable[[Any], Any]) -> Direction:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from zojax import noise
 from zojax.directions import Direction, combine, perturb
@@ -84,7 +85,7 @@ class Estimate(NamedTuple):
     """
 
     value: jax.Array
-    losses: Losses | tuple[Losses, ...]
+    losses: Losses | tuple[Any, ...]
     coefficients: jax.Array
     keys: jax.Array
     aux: Any
@@ -226,8 +227,8 @@ def _pick(args: tuple, argnums):
 
 def _put(args: tuple, argnums, values) -> tuple:
     new = list(args)
-    for i, v in [(argnums, values)] if isinstance(argnums, int) else zip(
-        argnums, values, strict=True
+    for i, v in (
+        [(argnums, values)] if isinstance(argnums, int) else zip(argnums, values, strict=True)
     ):
         new[i] = v
     return tuple(new)
@@ -244,5 +245,5 @@ def _scalar(loss) -> jax.Array:
 
 
 def _check_mu(mu) -> None:
-    if not isinstance(mu, jax.core.Tracer) and not float(mu) > 0:
+    if not isinstance(mu, Tracer) and not float(mu) > 0:
         raise ValueError(f"the smoothing parameter mu must be positive, found {float(mu)}")

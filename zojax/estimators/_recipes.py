@@ -55,4 +55,5 @@ def fzoo(
 
     Reference: Dang et al., FZOO: fast zeroth-order optimizer, 2025.
     """
-    return Estimator(direction or rademacher(), one_sided(num_samples, batch_size), normalized(), mu)
+    scheme = one_sided(num_samples, batch_size)
+    return Estimator(direction or rademacher(), scheme, normalized(), mu)

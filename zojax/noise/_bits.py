@@ -5,7 +5,6 @@ multiplies, shifts and xors, which every backend and every Pallas lowering has.
 """
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -122,21 +121,20 @@ def bits_of_words(key0: jax.Array, key1: jax.Array, rows, cols) -> jax.Array:
     return _mix(*_threefry2x32(key0, key1, rows, jnp.zeros_like(rows)), cols)
 
 
-def stacked_bits(keys: jax.Array, rows: Sequence[int], cols: int) -> jax.Array:
-    """The bits of many leaves of equal width, one below the other.
+def stacked_bits(keys: jax.Array, rows: int, cols: int) -> jax.Array:
+    """The bits of many leaves of one size, in one call.
 
     Args:
         keys: uint32[leaves, 2] words.
         rows: static number of rows of each leaf.
-        cols: static number of columns of all.
+        cols: static number of columns of each leaf.
 
     Returns:
-        uint32 (sum(rows), cols): `leaf_bits(keys[i], (rows[i], cols))` for each i in turn.
+        uint32 (leaves, rows, cols): `leaf_bits(keys[i], (rows, cols))` for each i in turn.
     """
-    row = jnp.concatenate([jnp.arange(n, dtype=jnp.uint32) for n in rows])
-    key = jnp.concatenate([jnp.broadcast_to(k, (n, 2)) for k, n in zip(keys, rows, strict=True)])
-    r0, r1 = _threefry2x32(key[:, 0], key[:, 1], row, jnp.zeros_like(row))
-    return _mix(r0[:, None], r1[:, None], jnp.arange(cols, dtype=jnp.uint32)[None])
+    row = jnp.arange(rows, dtype=jnp.uint32)[None, :, None]
+    key0, key1 = keys[:, 0, None, None], keys[:, 1, None, None]
+    return bits_of_words(key0, key1, row, jnp.arange(cols, dtype=jnp.uint32))
 
 
 def _mix(r0: jax.Array, r1: jax.Array, cols) -> jax.Array:

@@ -74,7 +74,7 @@ def zeroth_order(
         found = estimate(value_fn, estimator)(step_key, params, step=state.count, **extra)
         grads = gradient(estimator, found.keys, found.coefficients, params)
         new_state = ZerothOrderState(
-            count=optax.safe_increment(state.count),
+            count=jnp.asarray(optax.safe_increment(state.count)),
             key=state.key,
             value=found.value,
             coefficients=found.coefficients,

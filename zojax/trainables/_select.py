@@ -110,7 +110,5 @@ def is_head(path: str) -> bool:
 
 
 def path_name(path) -> str:
-    """"a/b/0" for a jax key path."""
-    return "/".join(
-        str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
-    )
+    """ "a/b/0" for a jax key path."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

@@ -25,7 +25,3 @@ class Split(NamedTuple):
 def size(tree: Any) -> int:
     """Number of elements in a tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def is_none(x: Any) -> bool:
-    return x is None

@@ -39,7 +39,13 @@ class Checkpoints:
         if step is None:
             return None
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _arrays(like))
-        arrays = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        try:
+            arrays = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"checkpoint of step {step} has another structure than this run: it is of another "
+                "model, method or optimizer"
+            ) from error
         for name, expected in target.items():
             if arrays[name].shape != expected.shape or arrays[name].dtype != expected.dtype:
                 raise ValueError(

@@ -86,9 +86,9 @@ def training_functions(
     virtual_logits = virtualize(problem.logits)
 
     def init(trainable, key):
-        # a copy, as `apply` donates its state and the caller may still hold the tree
+        # copies, as `apply` donates its state and the caller may still hold tree and key
         own = jax.tree.map(jnp.array, trainable)
-        return TrainState(jnp.zeros((), jnp.int32), own, optimizer.init(own), key)
+        return TrainState(jnp.zeros((), jnp.int32), own, optimizer.init(own), key.copy())
 
     def loss_of(trainable, frozen, batch):
         return virtual_loss(merge(trainable, frozen), batch)

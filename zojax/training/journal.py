@@ -115,9 +115,7 @@ def replay(functions: Functions, state: TrainState, records: list[Record]) -> Tr
             raise ValueError(
                 f"the journal has step {record.step} where {int(state.step)} was expected"
             )
-        state = functions.apply(
-            state, jnp.asarray(record.keys), jnp.asarray(record.coefficients)
-        )
+        state = functions.apply(state, jnp.asarray(record.keys), jnp.asarray(record.coefficients))
     return state
 
 

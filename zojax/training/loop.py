@@ -138,9 +138,7 @@ def fit(
             seconds.append(time.perf_counter() - start)
             log({"step": step, "loss": value, "seconds": round(seconds[-1], 4)})
             bar.update()
-            bar.set_postfix(
-                loss=f"{value:.3f}", accuracy=f"{after.accuracy:.1%}", refresh=False
-            )
+            bar.set_postfix(loss=f"{value:.3f}", accuracy=f"{after.accuracy:.1%}", refresh=False)
             done = step + 1
             if done % schedule.eval_every == 0 or done == schedule.steps:
                 current = measure(state)

@@ -116,6 +116,7 @@ class VirtualArray:
 
 
 def is_virtual(x) -> bool:
+    """Whether a value is a `VirtualArray`; for `is_leaf`."""
     return isinstance(x, VirtualArray)
 
 

@@ -40,9 +40,7 @@ def reshape_groups(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[AxisGrou
         if i == i0 or j == j0:
             # trailing axes of size one belong to the last group
             last = groups.pop() if groups else AxisGroup((), ())
-            groups.append(
-                AxisGroup(last.old + tuple(range(i0, i)), last.new + tuple(range(j0, j)))
-            )
+            groups.append(AxisGroup(last.old + tuple(range(i0, i)), last.new + tuple(range(j0, j))))
         else:
             groups.append(AxisGroup(tuple(range(i0, i)), tuple(range(j0, j))))
     return tuple(groups)

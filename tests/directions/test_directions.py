@@ -1,0 +1,206 @@
+"""Directions: identity covariance, masks, and one vector for the forward and for the update."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zojax
+from zojax import noise
+from zojax.directions import combine, perturb
+from zojax.virtual import materialize
+
+KEY = jax.random.key(0)
+DIRECTIONS = [zojax.gaussian(), zojax.rademacher(), zojax.low_rank(1), zojax.low_rank(3)]
+each_direction = pytest.mark.parametrize("direction", DIRECTIONS, ids=lambda d: d.name)
+
+TREE = {
+    "matrix": jnp.zeros((2, 3)),
+    "scalar": jnp.zeros(()),
+    "stack": jnp.zeros((2, 2, 2)),
+    "vector": jnp.zeros(3),
+}
+
+
+def _z(direction, key, params):
+    """The direction as dense arrays, in float32."""
+    flat, tree = jax.tree.flatten(params)
+    terms = direction.terms(key, params)
+    return jax.tree.unflatten(
+        tree,
+        [jnp.zeros(jnp.shape(p)) if t is None else t.materialize()
+         for p, t in zip(flat, terms, strict=True)],
+    )  # fmt: skip
+
+
+@each_direction
+def test_identity_covariance(direction):
+    """E z = 0 and E z z^T = I; z_i z_j has a variance of at most E z_i^4 <= 3 (1 + 2/rank)."""
+    count = 40_000
+    keys = noise.fold_in(KEY, jnp.arange(count))
+    draw = jax.jit(jax.vmap(lambda k: jax.flatten_util.ravel_pytree(_z(direction, k, TREE))[0]))
+    z = np.asarray(draw(keys), np.float64)
+    second = z.T @ z / count
+    # the Monte-Carlo error of each entry, from the samples themselves
+    spread = np.sqrt(np.maximum((z**2).T @ (z**2) / count - second**2, 0) / count)
+    assert np.all(abs(z.mean(0)) < 5 * z.std(0) / count**0.5)
+    assert np.all(abs(second - np.eye(z.shape[1])) <= 5 * spread + 1e-5)
+
+
+@each_direction
+def test_one_key_one_direction(direction):
+    first, again = (_z(direction, k, TREE) for k in (KEY, jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    other = _z(direction, jax.random.key(1), TREE)
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), first, other)))
+
+
+@each_direction
+def test_equal_leaves_get_different_noise(direction):
+    z = _z(direction, KEY, [jnp.zeros((8, 8)), jnp.zeros((8, 8)), jnp.zeros((2, 8, 8))])
+    rows = [z[0], z[1], z[2][0], z[2][1]]
+    for i, a in enumerate(rows):
+        for b in rows[:i]:
+            assert np.mean(np.asarray(a) == np.asarray(b)) < 0.9
+
+
+@each_direction
+def test_a_scan_sees_the_slices_of_the_stacked_direction(direction):
+    params = {"w": jax.random.normal(KEY, (3, 4, 5)), "v": jax.random.normal(KEY, (3, 4))}
+    moved = perturb(direction, KEY, params, 0.5)
+    layers = lambda p: jax.lax.scan(lambda c, layer: (c, layer), 0, p)[1]  # noqa: E731
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=8 * 2**-24 * 4),
+        jax.jit(zojax.virtualize(layers))(moved),
+        materialize(moved),
+    )
+
+
+@each_direction
+def test_perturb_moves_by_scale_times_the_direction(direction):
+    params = jax.tree.map(lambda x: jnp.ones_like(x), TREE)
+    moved = perturb(direction, KEY, params, 0.5)
+    assert moved["matrix"].name == "['matrix']"
+    expected = jax.tree.map(lambda z: 1 + 0.5 * z, _z(direction, KEY, params))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=4 * 2**-24 * 8),
+        materialize(moved),
+        expected,
+    )
+
+
+@pytest.mark.parametrize(
+    "direction, count",
+    [(zojax.rademacher(), n) for n in (1, 16, 17, 40)] + [(zojax.low_rank(2), 17)],
+)
+def test_combine_is_the_mean_in_float64(direction, count):
+    """In one fusion up to sixteen, then in chunks of sixteen and a rest."""
+    params = {"matrix": TREE["matrix"], "vector": TREE["vector"]}
+    keys = noise.fold_in(KEY, jnp.arange(count))
+    coefficients = jnp.asarray(np.random.default_rng(0).standard_normal(count), jnp.float32)
+    found = jax.jit(lambda k, c: combine(direction, k, c, params))(keys, coefficients)
+    each = jax.jit(jax.vmap(lambda k: _z(direction, k, params)))(keys)
+    for a, z in zip(jax.tree.leaves(found), jax.tree.leaves(each), strict=True):
+        terms = np.asarray(z, np.float64) * np.asarray(coefficients, np.float64).reshape(
+            -1, *(1,) * (z.ndim - 1)
+        )
+        # each term has up to six roundings, its sum up to `count`
+        bound = (count + 6) * 2**-24 * abs(terms).sum(0) / count
+        if "low_rank" in direction.name:  # products of factors may cancel within one term
+            bound = bound * 4 + 2**-20 * np.abs(coefficients).mean()
+        assert np.all(abs(np.asarray(a, np.float64) - terms.mean(0)) <= bound)
+
+
+def test_combine_reads_only_shapes_and_dtypes():
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), TREE)
+    keys, ones = noise.fold_in(KEY, jnp.arange(2)), jnp.ones(2)
+    for direction in DIRECTIONS:
+        found = combine(direction, keys, ones, abstract)
+        dense = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+        jax.tree.map(np.testing.assert_array_equal, found, combine(direction, keys, ones, dense))
+        assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(found))
+
+
+def test_bfloat16_factors_are_the_same_in_forward_and_update():
+    """Rounded once, in the direction: a forward that rounds them further would see other ones."""
+    params = jnp.zeros((4, 6), jnp.bfloat16)
+    (term,) = zojax.low_rank(2).terms(KEY, params)
+    assert term.left.dtype == term.right.dtype == jnp.bfloat16
+    moved = perturb(zojax.low_rank(2), KEY, params, 1.0)
+    identity = jnp.eye(4)
+    seen = zojax.virtualize(lambda w: identity @ w.astype(jnp.float32))(moved)
+    key = noise.words(KEY)[None]
+    update = combine(zojax.low_rank(2), key, jnp.ones(1), jax.ShapeDtypeStruct((4, 6), jnp.float32))
+    a, b = (np.asarray(f, np.float64).squeeze() for f in (term.left, term.right))
+    expected = a @ b.T / 2**0.5
+    np.testing.assert_allclose(seen, expected, rtol=0, atol=4 * 2**-24 * abs(expected).max())
+    # float32 parameters have factors of their own precision, within bfloat16's rounding of these
+    bound = 2**-7 * 1.01 * (abs(a) @ abs(b).T) / 2**0.5
+    assert np.all(abs(np.asarray(update) - expected) <= bound)
+
+
+@each_direction
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"matrix": True, "scalar": False, "stack": False, "vector": True},
+        lambda params: jax.tree.map(lambda p: p.ndim in (1, 2), params),
+    ],
+)
+def test_masked_leaves_stay_in_perturb_and_combine(direction, mask):
+    masked = zojax.masked(direction, mask)
+    moved = perturb(masked, KEY, TREE, 1.0)
+    keys = noise.words(KEY)[None]
+    update = combine(masked, keys, jnp.ones(1), TREE)
+    free = combine(direction, keys, jnp.ones(1), TREE)
+    for name, leaf in TREE.items():
+        if name in ("matrix", "vector"):
+            np.testing.assert_array_equal(update[name], free[name])
+            np.testing.assert_allclose(moved[name].materialize(), free[name], atol=1e-6, rtol=0)
+        else:
+            assert moved[name] is leaf
+            np.testing.assert_array_equal(update[name], jnp.zeros_like(leaf))
+
+
+def test_a_mask_may_be_a_prefix():
+    params = {"a": {"x": jnp.zeros(2), "y": jnp.zeros(3)}, "b": jnp.zeros(4)}
+    terms = zojax.masked(zojax.gaussian(), {"a": True, "b": False}).terms(KEY, params)
+    assert [t is None for t in terms] == [False, False, True]
+
+
+@pytest.mark.parametrize("mask", [{"a": True}, {"a": True, "b": {"c": False}}, [True, False]])
+def test_a_mask_of_another_tree_is_an_error(mask):
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(4)}
+    with pytest.raises(ValueError, match="is not a prefix of the parameter tree"):
+        zojax.masked(zojax.gaussian(), mask).terms(KEY, params)
+
+
+def test_an_empty_mask_is_an_error():
+    with pytest.raises(ValueError, match="picks no leaf"):
+        zojax.masked(zojax.gaussian(), {"a": False}).terms(KEY, {"a": jnp.zeros(2)})
+
+
+@each_direction
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64, jnp.bool_])
+def test_a_leaf_that_is_not_real_floating_point_is_named(direction, dtype):
+    params = {"w": jnp.zeros(2), "table": {"ids": jnp.zeros((2, 2), dtype)}}
+    expected = rf"leaf \['table'\]\['ids'\] has dtype {jnp.dtype(dtype)}.*zojax.masked"
+    with pytest.raises(TypeError, match=expected):
+        perturb(direction, KEY, params, 1.0)
+
+
+@each_direction
+def test_a_masked_leaf_may_have_any_dtype(direction):
+    """As the error message promises."""
+    params = {"ids": jnp.arange(3), "w": jnp.zeros(2)}
+    masked = zojax.masked(direction, {"ids": False, "w": True})
+    assert perturb(masked, KEY, params, 1.0)["ids"] is params["ids"]
+    update = combine(masked, noise.words(KEY)[None], jnp.ones(1), params)
+    assert update["ids"].tolist() == [0, 0, 0] and np.all(np.asarray(update["w"]) != 0)
+
+
+@pytest.mark.parametrize("rank", [0, -1])
+def test_a_rank_below_one_is_an_error(rank):
+    with pytest.raises(ValueError, match=f"rank must be at least 1, found {rank}"):
+        zojax.low_rank(rank)

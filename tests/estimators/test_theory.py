@@ -1,0 +1,125 @@
+"""The estimate against theory: the projected gradient, its mean and its variance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import zojax
+from zojax import noise
+from zojax.directions import combine
+
+DIRECTIONS = [zojax.gaussian(), zojax.rademacher(), zojax.low_rank(1), zojax.low_rank(3)]
+each_direction = pytest.mark.parametrize("direction", DIRECTIONS, ids=lambda d: d.name)
+
+DRAW = np.random.default_rng(0)
+PARAMS = {
+    "b": jnp.asarray(DRAW.standard_normal(3), jnp.float32),
+    "s": jnp.asarray(DRAW.standard_normal((2, 2, 2)), jnp.float32),
+    "w": jnp.asarray(DRAW.standard_normal((3, 4)), jnp.float32),
+}
+FLAT, UNRAVEL = ravel_pytree(PARAMS)
+SIZE = FLAT.size
+_ROOT = DRAW.standard_normal((SIZE, SIZE)) / SIZE**0.5
+HESSIAN = jnp.asarray(_ROOT + _ROOT.T, jnp.float32)
+SLOPE = jnp.asarray(DRAW.standard_normal(SIZE), jnp.float32)
+
+
+def _quadratic(params):
+    x = ravel_pytree(params)[0]
+    return 0.5 * x @ (HESSIAN @ x) + SLOPE @ x
+
+
+def _z64(direction, key):
+    terms = direction.terms(key, PARAMS)
+    return np.concatenate([np.asarray(t.materialize(), np.float64).ravel() for t in terms])
+
+
+@each_direction
+@pytest.mark.parametrize("scheme", [zojax.two_sided, zojax.one_sided])
+def test_the_coefficient_is_the_projected_gradient(direction, scheme):
+    """g.z exactly for two sides, g.z + mu/2 z.H.z for one; the same z that makes the update.
+
+    Losses are sums of 23 x 23 products; the quotient divides their rounding error by mu.
+    """
+    mu, n = 0.5, 3
+    estimator = zojax.Estimator(direction, scheme(n), zojax.difference(), mu)
+    found = zojax.estimate(_quadratic, estimator)(jax.random.key(1), PARAMS)
+    x, h, b = (np.asarray(a, np.float64) for a in (FLAT, HESSIAN, SLOPE))
+    zs = [_z64(direction, k) for k in found.keys]
+    for c, z in zip(found.coefficients, zs, strict=True):
+        bias = mu / 2 * z @ h @ z if scheme is zojax.one_sided else 0.0
+        moved = abs(x) + mu * abs(z)
+        size = 0.5 * moved @ abs(h) @ moved + abs(b) @ moved
+        assert abs(float(c) - ((h @ x + b) @ z + bias)) <= 2 * SIZE * 2**-24 * size / mu
+    update = combine(direction, found.keys, found.coefficients, PARAMS)
+    expected = sum(float(c) * z for c, z in zip(found.coefficients, zs, strict=True)) / n
+    np.testing.assert_allclose(
+        ravel_pytree(update)[0], expected, rtol=0, atol=16 * 2**-24 * abs(expected).max()
+    )
+
+
+MATRIX = {"w": PARAMS["w"]}
+ROWS, COLUMNS = PARAMS["w"].shape
+
+
+def _matrix_loss(params):
+    x = params["w"].ravel()
+    n = x.size
+    return 0.5 * x @ (HESSIAN[:n, :n] @ x) + SLOPE[:n] @ x
+
+
+def _samples(estimator, loss=_matrix_loss, count=8192):
+    keys = noise.fold_in(jax.random.key(0), jnp.arange(count))
+    vg = zojax.value_and_grad(loss, estimator)
+    grads = jax.jit(jax.vmap(lambda k: vg(k, MATRIX)[1]["w"].ravel()))(keys)
+    return np.asarray(grads, np.float64)
+
+
+@pytest.mark.parametrize(
+    "direction, excess",
+    [
+        (zojax.gaussian(), 1.0),
+        (zojax.rademacher(), -1.0),
+        (zojax.low_rank(1), 1 + 2 * (ROWS + COLUMNS + 1)),
+        (zojax.low_rank(3), 1 + 2 * (ROWS + COLUMNS + 1) / 3),
+    ],
+    ids=lambda p: getattr(p, "name", ""),
+)
+def test_unbiased_with_the_variance_of_theory(direction, excess):
+    """E g' = g and E |g' - g|^2 = (d + excess) |g|^2 / n; two sides of a quadratic have no bias.
+
+    The excess of low rank r is 1 + 2 (rows + columns + 1) / r: Isserlis' theorem for
+    E |Z|^2 (Z.G)^2 with Z = A B^T / sqrt(r).
+    """
+    n = 2
+    found = _samples(zojax.mezo(0.5, n, direction=direction))
+    g = np.asarray(jax.grad(_matrix_loss)(MATRIX)["w"], np.float64).ravel()
+    error = found - g
+    assert np.all(abs(error.mean(0)) < 5 * error.std(0) / len(found) ** 0.5)
+    squared = (error**2).sum(1)
+    theory = (g.size + excess) * (g @ g) / n
+    assert abs(squared.mean() - theory) < 5 * squared.std() / len(found) ** 0.5
+
+
+def test_fzoo_is_a_descent_direction_of_fixed_length():
+    """Biased by design: on a linear loss the mean is 1.053 g / |g| with eight Gaussian directions.
+
+    With s_k = z_k.g normal, mean and variance of the s_k are independent, so the length along
+    g / |g| is E chi_7 / sqrt 8 + (1/8) sqrt 8 E (1 / chi_7) = 0.9027 + 0.1505.
+    """
+    slope = SLOPE[: ROWS * COLUMNS]
+    loss = lambda p: slope @ p["w"].ravel()  # noqa: E731
+    found = _samples(zojax.fzoo(0.5, direction=zojax.gaussian()), loss)
+    g = np.asarray(slope, np.float64)
+    expected = 1.0532 * g / np.linalg.norm(g)
+    assert np.all(abs(found.mean(0) - expected) < 5 * found.std(0) / len(found) ** 0.5 + 1e-4)
+
+
+def test_fzoo_with_its_signs_points_along_the_gradient():
+    found = _samples(zojax.fzoo(0.01)).mean(0)
+    g = np.asarray(jax.grad(_matrix_loss)(MATRIX)["w"], np.float64).ravel()
+    cosine = found @ g / np.linalg.norm(found) / np.linalg.norm(g)
+    assert cosine > 0.99
+    assert 0.9 < np.linalg.norm(found) < 1.2
