@@ -182,10 +182,11 @@ def estimator_of(config: OptimizerConfig, trainable: Any) -> zojax.Estimator | z
     in_head = [is_head(path_name(path)) and "encoder" in trainable for path, _ in paths]
     if not any(in_head):
         return body
+    # rank one: hundreds of perturbed heads at once would otherwise outweigh the activations
     head = zojax.mezo(
         config.mu,
         config.head_samples,
-        direction=zojax.masked(zojax.gaussian(), lambda p: _flags(p, head=True)),
+        direction=zojax.masked(zojax.low_rank(1), lambda p: _flags(p, head=True)),
         batch_size=2 * config.head_samples,
     )
     if all(in_head):
@@ -206,7 +207,7 @@ def optimizer_of(
     """The optax transformation, its name and its step size."""
     name = config.optimizer.optimizer
     if name == "auto":
-        name = "sgd" if config.method in ("full", "sensitive") else "adam"
+        name = "sgd" if config.method == "full" else "adam"
     rate = config.optimizer.learning_rate
     if rate is None:
         rate = 500 / size(trainable) if name == "sgd" else 1e-3

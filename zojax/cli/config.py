@@ -62,7 +62,7 @@ class OptimizerConfig:
         tyro.conf.arg(
             help="Directions a step for the head of an encoder; they share one forward pass."
         ),
-    ] = 64
+    ] = 128
     mu: Annotated[float, tyro.conf.arg(help="Smoothing parameter: how far to look.")] = 1e-3
     optimizer: Annotated[
         Literal["auto", "sgd", "adam"],

@@ -24,13 +24,14 @@ _LENGTH = 24
 class _Size(NamedTuple):
     steps: int
     batch_size: int
+    learning_rate: float
     eval_every: int
     dev: int
     test: int
 
 
-_FULL = _Size(steps=150, batch_size=64, eval_every=50, dev=320, test=1600)
-_SMALL = _Size(steps=30, batch_size=32, eval_every=15, dev=96, test=320)
+_FULL = _Size(300, batch_size=32, learning_rate=4e-3, eval_every=75, dev=320, test=1600)
+_SMALL = _Size(30, batch_size=32, learning_rate=6e-3, eval_every=15, dev=96, test=320)
 
 
 def demo(config: Demo) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def demo(config: Demo) -> dict[str, Any]:
     finetune = Finetune(
         model=folder,
         task=TaskConfig(data=Path("docstrings"), max_length=_LENGTH),
-        optimizer=OptimizerConfig(mu=1e-2, optimizer="adam", learning_rate=2e-3),
+        optimizer=OptimizerConfig(mu=1e-2, optimizer="adam", learning_rate=size.learning_rate),
         method="bias-and-norm",
         out=out,
         steps=size.steps,
