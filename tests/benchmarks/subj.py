@@ -1,6 +1,6 @@
 """SUBJ with a real pre-trained decoder: full-parameter MeZO and sensitive parameters, by seed.
 
-Needs the model and the data: any Hugging Face folder and a folder with the SUBJ files as JSON Lines.
+Needs the model, any Hugging Face folder, and a folder with the SUBJ files as JSON Lines.
 Each row runs `zojax finetune` with its defaults but for the flags shown.
 """
 
