@@ -97,8 +97,8 @@ def test_every_method_runs_and_its_adapter_gives_the_same_accuracy(
 def test_an_encoder_with_your_own_prompt_and_options_learns(encoder, data, tmp_path, capsys):
     args = [
         "finetune", "--model", str(encoder), "--data", str(data), "--prompt", "{text}",
-        "--options", " story", " movie", "--method", "bias-and-norm", "--steps", "60",
-        "--learning-rate", "0.02", "--mu", "0.01", "--head-samples", "16", "--batch-size", "32",
+        "--options", " story", " movie", "--method", "bias-and-norm", "--steps", "80",
+        "--learning-rate", "0.02", "--mu", "0.01", "--head-samples", "64", "--batch-size", "32",
         "--eval-every", "20", "--out", str(tmp_path / "run"), "--no-progress", "--json",
     ]  # fmt: skip
     assert main(args) == 0
@@ -137,6 +137,14 @@ def test_bad_input_is_one_line_and_leaves_no_folder(
     assert main(_finetune(decoder, data, "run", "--steps", "2", *change)) == 1
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_long_examples_are_cut_on_the_left_and_said_once(decoder, data, tmp_path, capsys):
+    flags = ["--steps", "1", "--max-length", "12"]
+    assert main(_finetune(decoder, data, tmp_path / "run", *flags)) == 0
+    lines = [x for x in capsys.readouterr().err.splitlines() if "longer than max_length=12" in x]
+    assert len(lines) == 1 and "left" in lines[0]
 
 
 def test_a_tokenizer_of_another_model_is_refused(data, tmp_path, capsys):

@@ -72,6 +72,24 @@ def test_an_interrupted_run_resumes_to_the_same_parameters_bit_for_bit(tmp_path)
     assert_same_state(resumed.state, whole.state)
 
 
+def test_a_resumed_run_still_knows_its_best_step(tmp_path):
+    def worse_later(step):
+        batch = batch_at(step)
+        return batch if step < 8 else {**batch, "label": 1 - batch["label"]}
+
+    whole = _fit(tmp_path / "whole", steps=40, batch=worse_later)
+    assert 0 < whole.best_step < 20
+    _fit(tmp_path / "parts", steps=24, batch=worse_later)
+    resumed = _fit(tmp_path / "parts", steps=40, resume=True, batch=worse_later)
+    assert (resumed.best_step, resumed.before, resumed.after) == (
+        whole.best_step,
+        whole.before,
+        whole.after,
+    )
+    for a, b in zip(jax.tree.leaves(resumed.best), jax.tree.leaves(whole.best), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
 class _Killed(BaseException):
     pass
 
@@ -213,3 +231,8 @@ def test_metrics_survive_a_torn_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"step": 0, "loss": 1.0}) + '\n{"step": 1, "lo')
     assert read_metrics(path) == [{"step": 0, "loss": 1.0}]
+    _fit(tmp_path / "run", steps=2)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes() + b'{"step": 2, "lo')
+    _fit(tmp_path / "run", steps=4, resume=True)
+    assert [r["step"] for r in read_metrics(metrics) if "loss" in r] == [0, 1, 2, 3]

@@ -1,6 +1,7 @@
 """The commands `finetune` and `evaluate`, as functions of their configuration."""
 
 import dataclasses
+import itertools
 import json
 import os
 from pathlib import Path
@@ -36,7 +37,7 @@ def finetune(config: Finetune) -> dict[str, Any]:
     template = build.template_of(config.task)
     splits = build.splits_of(config.task, template)
     loaded = build.load(config.model, config.dtype, config.task, template)
-    train, dev, test = (loaded.encode(part) for part in splits)
+    train, dev, test = _encode(loaded, splits)
     split = build.split_of(config, loaded, splits)
     manifest = _manifest(config, loaded.params)
     return run(config, manifest, loaded, split, train, dev, test)
@@ -56,6 +57,9 @@ def run(
     estimator = build.estimator_of(config.optimizer, split.trainable)
     optimizer, optimizer_name, rate = build.optimizer_of(config, split.trainable)
     functions = training.training_functions(problem, split.merge, estimator, optimizer)
+    batch_at = build.batch_at(train, config.batch_size, config.seed)
+    # what cannot be traced must fail before anything is written
+    jax.eval_shape(functions.ask, _abstract(functions, split), split.frozen, batch_at(0))
     folder = training.RunFolder(config.out, manifest, config.resume)
     try:
         print(
@@ -65,7 +69,6 @@ def run(
             flush=True,
         )
         before = _measure(functions, problem, split, split.trainable, test, config.batch_size)
-        batch_at = build.batch_at(train, config.batch_size, config.seed)
         fitted = training.fit(
             functions,
             problem,
@@ -155,6 +158,22 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
         "loss": round(measured.loss, 4),
         "examples": measured.count,
     }
+
+
+def _encode(loaded: build.Loaded, splits: tasks.Splits) -> list[tasks.Encoded]:
+    """The three splits, encoded at once so that what was cut is said once."""
+    data = loaded.encode([*splits.train, *splits.dev, *splits.test])
+    ends = np.cumsum([0, *map(len, splits)])
+    return [
+        dataclasses.replace(
+            data, **{k: v[begin:end] for k, v in vars(data).items() if v is not None}
+        )
+        for begin, end in itertools.pairwise(ends)
+    ]
+
+
+def _abstract(functions: training.Functions, split: Split) -> training.TrainState:
+    return jax.eval_shape(lambda t: functions.init(t, jax.random.key(0)), split.trainable)
 
 
 def _measure(functions, problem, split: Split, trainable, data, batch_size) -> training.Metrics:

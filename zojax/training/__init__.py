@@ -8,6 +8,7 @@ from zojax.training.functions import (
     Problem,
     TrainState,
     evaluate,
+    step,
     training_functions,
 )
 from zojax.training.journal import Journal, JournalWarning, Record, read_journal, replay
@@ -42,6 +43,7 @@ __all__ = [
     "read_metrics",
     "replay",
     "save_adapter",
+    "step",
     "step_memory",
     "training_functions",
 ]

@@ -111,6 +111,24 @@ def training_functions(
     return Functions(init, jax.jit(ask), jax.jit(apply, donate_argnums=0), jax.jit(predict))
 
 
+def step(
+    functions: Functions, state: TrainState, frozen: Any, batch: Any
+) -> tuple[TrainState, Estimate]:
+    """One training step: ask, then apply.
+
+    Args:
+        functions: of `training_functions`.
+        state: donated.
+        frozen: parameters that do not move.
+        batch: of any shape; each new shape compiles once.
+
+    Returns:
+        The new state, and what was asked.
+    """
+    found = functions.ask(state, frozen, batch)
+    return functions.apply(state, found.keys, found.coefficients), found
+
+
 def evaluate(
     predict: Callable[[Any], jax.Array],
     example_losses: Callable[[jax.Array, jax.Array], jax.Array],

@@ -6,7 +6,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from zojax.trainables import Split
 from zojax.training.checkpoint import Checkpoints
 from zojax.training.functions import Functions, Metrics, Problem, TrainState, evaluate
 from zojax.training.journal import Journal, Record, replay
+from zojax.training.report import read_metrics
 from zojax.training.run_folder import RunFolder
 
 
@@ -39,7 +41,7 @@ class FitResult(NamedTuple):
         state: after the last step.
         best: trainables with the lowest held-out loss.
         best_step: the step they are of.
-        before, after: held-out metrics at step 0 (or where the run was resumed) and of `best`.
+        before, after: held-out metrics at step 0 and of `best`.
         seconds_per_step: median, without evaluation.
         status: "finished", or "interrupted" by SIGTERM or SIGINT after a checkpoint.
     """
@@ -93,7 +95,7 @@ def fit(
     checkpoints = Checkpoints(folder.path / "checkpoints")
     run = {"trainables": len(jax.tree.leaves(split.trainable))}
     journal = Journal(folder.path / "journal.bin", num_samples(estimator), run)
-    metrics = (folder.path / "metrics.jsonl").open("a")
+    metrics = _open_lines(folder.path / "metrics.jsonl")
 
     def log(row: dict[str, Any]) -> None:
         metrics.write(json.dumps(row) + "\n")
@@ -105,13 +107,21 @@ def fit(
             problem.example_losses,
             held_out(),
         )
-        log({"step": int(state.step), "dev_loss": found.loss, "dev_accuracy": found.accuracy})
+        log(
+            {
+                "step": int(state.step),
+                "dev_loss": found.loss,
+                "dev_accuracy": found.accuracy,
+                "dev_examples": found.count,
+            }
+        )
         return found
 
     restored = checkpoints.restore(state)
     state = replay(functions, state if restored is None else restored, journal.records)
-    before = after = measure(state)
-    best, best_step = _copy(state.trainable), int(state.step)
+    best, best_step, before, after = _history(
+        functions, split, key, state, journal.records, folder, measure
+    )
     seconds: list[float] = []
     status: Literal["finished", "interrupted"] = "finished"
     bar = tqdm(total=schedule.steps, initial=int(state.step), disable=not progress, unit="step")
@@ -149,6 +159,35 @@ def fit(
         checkpoints.save(state)
     per_step = float(np.median(seconds)) if seconds else float("nan")
     return FitResult(state, best, best_step, before, after, per_step, status)
+
+
+def _history(functions, split, key, state, records, folder, measure):
+    """(best trainables, their step, first and best metrics); a resumed run finds its old best."""
+    here = int(state.step)
+    rows = read_metrics(folder.path / "metrics.jsonl")
+    seen = {r["step"]: r for r in rows if "dev_loss" in r and r["step"] <= here}
+    if here not in seen:
+        measure(state)
+        seen |= {r["step"]: r for r in read_metrics(folder.path / "metrics.jsonl")[-1:]}
+    best_step = min(seen, key=lambda step: (seen[step]["dev_loss"], step))
+    found = state
+    if best_step != here:
+        earlier = [r for r in records if r.step < best_step]
+        found = replay(functions, functions.init(split.trainable, key), earlier)
+
+    def metrics(step):
+        row = seen[step]
+        return Metrics(row["dev_loss"], row["dev_accuracy"], row["dev_examples"])
+
+    return _copy(found.trainable), best_step, metrics(min(seen)), metrics(best_step)
+
+
+def _open_lines(path: Path) -> TextIO:
+    """Open for appending; a last line that a crash tore is cut off."""
+    if path.exists():
+        data = path.read_bytes()
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
+    return path.open("a")
 
 
 def _copy(tree: Any) -> Any:
