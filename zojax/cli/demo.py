@@ -55,7 +55,7 @@ def demo(config: Demo) -> dict[str, Any]:
     print(
         f"{len(train)} docstrings of this Python's own library to learn from, "
         f"{min(size.test, len(task.test_texts))} of other files to test on, "
-        f"{len(task.names)} topics: {'; '.join(task.names)}",
+        f"the first {_LENGTH} tokens of each; {len(task.names)} topics: {'; '.join(task.names)}",
         flush=True,
     )
     bind, params = models.functional(models.load(folder))
@@ -64,7 +64,7 @@ def demo(config: Demo) -> dict[str, Any]:
 
     def encode(texts, labels):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # most docstrings are cut, and the demo says so
+            warnings.simplefilter("ignore")  # said above: only the first tokens are read
             return tasks.encode_texts(texts, labels, tokenizer, _LENGTH, len(task.names))
 
     encoded = (
@@ -95,7 +95,8 @@ def demo(config: Demo) -> dict[str, Any]:
 
 
 _SUMMARY = """
-Held-out accuracy {accuracy_before:.1%} -> {accuracy_after:.1%}, forward passes only.
+Held-out accuracy {accuracy_before:.1%} -> {accuracy_after:.1%}, forward passes only,
+{seconds_per_step:.2f} seconds a step, {seconds:.0f} seconds in all.
 A step's temporaries: {step_bytes:,} bytes; one forward pass: {forward_bytes:,};
 backpropagation of the same parameters: {backprop_bytes:,}.
 In {out}: adapter.safetensors ({adapter_bytes:,} bytes), journal.bin ({journal_bytes:,} bytes),

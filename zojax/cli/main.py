@@ -65,7 +65,7 @@ def main(args: list[str] | None = None) -> int:
         return 1
     if command.json:
         print(json.dumps(result), flush=True)
-    else:
+    elif not isinstance(command, Demo):  # which has told its story already
         _print_table(result)
     return 143 if result.get("status") == "interrupted" else 0
 
