@@ -55,9 +55,11 @@ def main(args: list[str] | None = None) -> int:
         description="Fine-tune language models with forward passes only.",
         args=args,
     )
-    warnings.showwarning = _show_warning
     try:
-        result = _function(command)(command)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = _show_warning
+            result = _function(command)(command)
     except (OSError, ValueError, TypeError, FloatingPointError, ModuleNotFoundError) as error:
         if os.environ.get("ZOJAX_TRACEBACK"):
             raise
