@@ -3,7 +3,6 @@
 import os
 import sysconfig
 
-import jax
 import jax.extend.core as jex_core
 
 _PACKAGES = tuple(
@@ -42,7 +41,3 @@ def source_line(eqn: jex_core.JaxprEqn) -> str:
         if not name.startswith((*_PACKAGES, _HERE, "<")):
             return f"{os.path.basename(name)}:{frame.line_num} ({frame.function_name})"
     return ""
-
-
-def jax_version() -> tuple[int, ...]:
-    return tuple(int(part) for part in jax.__version__.split(".")[:3])
