@@ -170,6 +170,33 @@ def test_each_bit_is_balanced():
         assert abs(ones - COUNT / 2) < 5 * (COUNT / 4) ** 0.5, bit
 
 
+@pytest.mark.parametrize("byte", range(4))
+def test_bytes_are_uniform(byte):
+    """Pearson's chi-square: mean 255, variance 2 * 255."""
+    counts = np.bincount(((FIELD >> np.uint32(8 * byte)) & 255).ravel(), minlength=256)
+    statistic = ((counts - COUNT / 256) ** 2).sum() / (COUNT / 256)
+    assert abs(statistic - 255) < 5 * (2 * 255) ** 0.5
+
+
+@pytest.mark.parametrize("step", ["column", "row", "key"])
+def test_pairs_of_bytes_are_uniform(step):
+    """A byte with the same byte of the next column, row or key, disjoint pairs: 2**16 cells."""
+    if step == "key":
+        other = np.asarray(noise.leaf_bits(KEY + jnp.uint32(1), FIELD.shape))
+        pairs = [(FIELD, other)]
+    else:
+        field = FIELD if step == "column" else FIELD.T
+        pairs = [(field[:, ::2], field[:, 1::2])]
+    for a, b in pairs:
+        for byte in range(4):
+            shift = np.uint32(8 * byte)
+            cells = ((a >> shift) & 255) * 256 + ((b >> shift) & 255)
+            expected = cells.size / 2**16
+            counts = np.bincount(cells.ravel(), minlength=2**16)
+            statistic = ((counts - expected) ** 2).sum() / expected
+            assert abs(statistic - (2**16 - 1)) < 5 * (2 * (2**16 - 1)) ** 0.5, byte
+
+
 @pytest.mark.parametrize("lag", [1, 2, 3, 16, 512])
 def test_no_correlation_along_rows_columns_and_diagonals(lag):
     _assert_uncorrelated(SIGNS[:, lag:], SIGNS[:, :-lag])

@@ -210,7 +210,7 @@ def optimizer_of(
         name = "sgd" if config.method == "full" else "adam"
     rate = config.optimizer.learning_rate
     if rate is None:
-        rate = 500 / size(trainable) if name == "sgd" else 1e-3
+        rate = 250 / size(trainable) if name == "sgd" else 1e-3
     schedule = {
         "constant": lambda: rate,
         "linear": lambda: optax.linear_schedule(rate, 0.0, config.steps),

@@ -13,7 +13,7 @@ _UNROLLED = 16  # directions in one fusion; more need a loop, which carries a fu
 _CHUNK = 8  # directions an iteration of that loop: compile time against traffic
 
 
-def perturb(direction: Direction, key: jax.Array, params: Any, scale) -> Any:
+def perturb(direction: Direction, key: jax.Array, params: Any, scale, step=0) -> Any:
     """`params + scale * z(key)`, as virtual arrays.
 
     Args:
@@ -21,12 +21,13 @@ def perturb(direction: Direction, key: jax.Array, params: Any, scale) -> Any:
         key: typed key or uint32[2] words.
         params: tree of floating-point arrays.
         scale: float scalar.
+        step: integer, for directions that keep a part of themselves for several steps.
 
     Returns:
         The tree with a `VirtualArray` for each leaf that moves.
     """
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
-    terms = direction.terms(key, params)
+    terms = direction.terms(key, params, step)
     leaves = [
         leaf
         if term is None
@@ -38,7 +39,9 @@ def perturb(direction: Direction, key: jax.Array, params: Any, scale) -> Any:
     return jax.tree.unflatten(tree, leaves)
 
 
-def combine(direction: Direction, keys: jax.Array, coefficients: jax.Array, params: Any) -> Any:
+def combine(
+    direction: Direction, keys: jax.Array, coefficients: jax.Array, params: Any, step=0
+) -> Any:
     """The weighted mean of directions, `1/n sum_k c_k z(key_k)`.
 
     Args:
@@ -46,6 +49,7 @@ def combine(direction: Direction, keys: jax.Array, coefficients: jax.Array, para
         keys: uint32[n, 2].
         coefficients: float32[n].
         params: tree of arrays or `ShapeDtypeStruct`; only shapes and dtypes are read.
+        step: the step whose directions these are, as for `perturb`.
 
     Returns:
         Tree like `params`, in its dtypes, accumulated in float32. Under `jit` the sum fuses into
@@ -58,7 +62,7 @@ def combine(direction: Direction, keys: jax.Array, coefficients: jax.Array, para
     def chunk_sum(keys, weights):
         totals = [jnp.zeros(jnp.shape(leaf), jnp.float32) for leaf in leaves]
         for k in range(keys.shape[0]):
-            for i, term in enumerate(direction.terms(keys[k], params)):
+            for i, term in enumerate(direction.terms(keys[k], params, step)):
                 if term is not None:
                     totals[i] = totals[i] + term.scaled(weights[k]).materialize()
         return totals

@@ -16,19 +16,21 @@ class Direction(NamedTuple):
     """A distribution over directions z in a parameter tree, with `E[z] = 0`, `E[z z^T] = I`.
 
     Attributes:
-        terms: `(key, params) -> tuple` with one unscaled term a leaf of `params`, in the order of
-            `jax.tree.leaves`, or None where the leaf stays put. The same terms perturb the forward
-            and make the update, so the two cannot differ. Only shapes and dtypes of `params` are
-            read.
+        terms: `(key, params, step=0) -> tuple` with one unscaled term a leaf of `params`, in the
+            order of `jax.tree.leaves`, or None where the leaf stays put. The same terms perturb the
+            forward and make the update, so the two cannot differ. Only shapes and dtypes of
+            `params` are read; `step`, an integer that may be traced, matters to directions that
+            keep a part of themselves for several steps.
         name: for messages.
     """
 
-    terms: Callable[[jax.Array, Any], tuple[Term | None, ...]]
+    terms: Callable[..., tuple[Term | None, ...]]
     name: str
 
 
 def _each_leaf(make: Callable[[jax.Array, Any], Term], name: str) -> Direction:
-    def terms(key, params):
+    def terms(key, params, step=0):
+        del step
         leaves = _floating_leaves(params)
         return tuple(map(make, _leaf_keys(key, len(leaves)), leaves))
 
@@ -87,7 +89,9 @@ def rademacher() -> Direction:
 def low_rank(rank: int = 1) -> Direction:
     """Matrices of low rank, `Z = A B^T / sqrt(rank)` with standard normal A (m, r), B (n, r).
 
-    Leaves of three and more axes are stacks of matrices; vectors and scalars get dense normals.
+    A leaf of three and more axes is one tall matrix, its last axis the columns: so attention
+    kernels (d, heads, head) and convolutions (height, width, in, out) stay formulas too, and a
+    stack of layers shares its right factor. Vectors and scalars get dense normals.
     The entries are uncorrelated with variance one, but not independent: the total variance of the
     two-sided estimate of one matrix is `(mn + 1 + 2(m + n + 1) / rank) |g|^2 / n_samples`, against
     `(mn + 1) |g|^2 / n_samples` with `gaussian`.
@@ -107,7 +111,8 @@ def low_rank(rank: int = 1) -> Direction:
     if rank < 1:
         raise ValueError(f"rank must be at least 1, found {rank}")
 
-    def terms(key, params):
+    def terms(key, params, step=0):
+        del step
         leaves = _floating_leaves(params)
         keys = _leaf_keys(key, len(leaves))
         matrices = [i for i, leaf in enumerate(leaves) if jnp.ndim(leaf) >= 2]
@@ -126,15 +131,14 @@ def low_rank(rank: int = 1) -> Direction:
 
 
 def _factors(matrices: list[tuple[jax.Array, tuple[int, ...]]], rank: int):
-    """Standard normal factors ((*stack, m, r), (*stack, n, r)) of each matrix.
+    """Standard normal factors ((*rows, r), (1, ..., n, r)) of each leaf.
 
     Those of one size are made by one call, so that compile time does not grow with depth.
     """
     keys, shapes = [], []
     for key, shape in matrices:
-        for side, axis in enumerate((-2, -1)):
-            keys.append((key, side))
-            shapes.append((*shape[:-2], shape[axis], rank))
+        keys += [(key, 0), (key, 1)]
+        shapes += [(*shape[:-1], rank), (*(1,) * (len(shape) - 2), shape[-1], rank)]
     by_size: dict[int, list[int]] = {}
     for i, shape in enumerate(shapes):
         by_size.setdefault(math.prod(shape[:-1]), []).append(i)
@@ -164,7 +168,7 @@ def masked(direction: Direction, mask: Any | Callable[[Any], Any]) -> Direction:
         ValueError: if the mask is not a prefix of the tree or picks no leaf.
     """
 
-    def terms(key, params):
+    def terms(key, params, step=0):
         tree = mask(params) if callable(mask) else mask
         try:
             flags = jax.tree.leaves(
@@ -183,7 +187,7 @@ def masked(direction: Direction, mask: Any | Callable[[Any], Any]) -> Direction:
             leaf if flag else jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.float32)
             for leaf, flag in zip(leaves, flags, strict=True)
         ]
-        kept = direction.terms(key, jax.tree.unflatten(structure, seen))
+        kept = direction.terms(key, jax.tree.unflatten(structure, seen), step)
         return tuple(t if flag else None for t, flag in zip(kept, flags, strict=True))
 
     return Direction(terms, f"masked({direction.name})")

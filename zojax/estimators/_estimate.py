@@ -107,7 +107,8 @@ def estimate(
         has_aux: whether `fun` returns auxiliary data.
 
     Returns:
-        `(key, *args, step=0) -> Estimate`, traceable; `step` feeds a schedule of mu.
+        `(key, *args, step=0) -> Estimate`, traceable; `step` feeds a schedule of mu, and directions
+        that keep a part of themselves for several steps.
 
     Raises:
         TypeError, ValueError: at trace time, if the loss is not a real scalar, a leaf is not
@@ -123,7 +124,7 @@ def estimate(
         keys = noise.fold_in(key, samples)
 
         def ask(direction_key, scale):
-            moved = perturb(part.direction, direction_key, params, scale)
+            moved = perturb(part.direction, direction_key, params, scale, step)
             out = virtual_fun(*_put(args, argnums, moved), **kwargs)
             loss, aux = out if has_aux else (out, None)
             return _scalar(loss), aux
@@ -150,7 +151,7 @@ def estimate(
 
 
 def gradient(
-    estimator: Estimator | Joint, keys: jax.Array, coefficients: jax.Array, params: Any
+    estimator: Estimator | Joint, keys: jax.Array, coefficients: jax.Array, params: Any, step=0
 ) -> Any:
     """The gradient that coefficients and keys stand for, `1/n sum_k c_k z(key_k)`.
 
@@ -159,6 +160,7 @@ def gradient(
         keys: uint32[n, 2], as in `Estimate`.
         coefficients: float32[n].
         params: tree of the parameters; only shapes and dtypes are read.
+        step: the step of the estimate.
 
     Returns:
         Tree like `params`.
@@ -166,7 +168,7 @@ def gradient(
     total, start = None, 0
     for part in _parts(estimator):
         end = start + part.scheme.num_samples
-        grads = combine(part.direction, keys[start:end], coefficients[start:end], params)
+        grads = combine(part.direction, keys[start:end], coefficients[start:end], params, step)
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
         start = end
     return total
@@ -209,7 +211,7 @@ def value_and_grad(
     def value_and_grads(key: jax.Array, *args, step=0, **kwargs):
         found = ask(key, *args, step=step, **kwargs)
         params = _pick(args, argnums)
-        grads = gradient(estimator, found.keys, found.coefficients, params)
+        grads = gradient(estimator, found.keys, found.coefficients, params, step)
         return ((found.value, found.aux) if has_aux else found.value), grads
 
     return value_and_grads

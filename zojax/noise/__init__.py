@@ -13,7 +13,8 @@ from zojax.noise._bits import (
     stacked_bits,
     words,
 )
-from zojax.noise._distributions import gaussian, rademacher
+from zojax.noise._coefficient import round_coefficient
+from zojax.noise._distributions import gaussian, nibble_sum, rademacher
 
 __all__ = [
     "bits",
@@ -21,7 +22,9 @@ __all__ = [
     "fold_in",
     "gaussian",
     "leaf_bits",
+    "nibble_sum",
     "rademacher",
+    "round_coefficient",
     "row_keys",
     "stacked_bits",
     "words",

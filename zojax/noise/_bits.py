@@ -156,7 +156,15 @@ def leaf_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
     Returns:
         uint32 array of that shape.
+
+    Raises:
+        ValueError: if there are 2**32 or more rows or columns.
     """
+    if max(math.prod(shape[:-1]), *shape[-1:], 0) >= 2**32:
+        raise ValueError(
+            f"a leaf of shape {shape} has 2**32 or more rows or columns; noise addresses at most "
+            "2**32 - 1 of each: reshape the leaf so that both fit"
+        )
     if not shape or 0 in shape:
         return jnp.zeros(shape, jnp.uint32) if 0 in shape else bits(key, 0, 0)
     rows = jnp.arange(math.prod(shape[:-1]), dtype=jnp.uint32)[:, None]

@@ -1,4 +1,4 @@
-"""Distributions with mean 0 and variance 1, each a pure function of 32 bits."""
+"""Distributions with mean 0, each a pure function of 32 bits."""
 
 import math
 
@@ -21,6 +21,28 @@ def rademacher(bits: jax.Array) -> jax.Array:
         float32 array of the same shape.
     """
     return 1.0 - 2.0 * (bits >> jnp.uint32(31)).astype(jnp.float32)
+
+
+def nibble_sum(bits: jax.Array) -> jax.Array:
+    """The integer normal: the sum of the eight nibbles minus 60, exact in any float format.
+
+    `n = sum_i ((bits >> 4 i) & 15) - 60`, integers from -60 to 60 with mean 0, variance 170 and
+    kurtosis 3 - 257/1700 = 2.849. `n / sqrt(170)` is nearly a standard normal, cut at 4.6.
+
+    Args:
+        bits: uint32 array.
+
+    Returns:
+        float32 array of the same shape, holding integers.
+
+    >>> import jax.numpy as jnp
+    >>> from zojax import noise
+    >>> noise.nibble_sum(jnp.array([0, 0x12345678, 0xFFFFFFFF], jnp.uint32)).tolist()
+    [-60.0, -24.0, 60.0]
+    """
+    pairs = (bits & jnp.uint32(0x0F0F0F0F)) + ((bits >> jnp.uint32(4)) & jnp.uint32(0x0F0F0F0F))
+    total = (pairs * jnp.uint32(0x01010101)) >> jnp.uint32(24)
+    return (total.astype(jnp.int32) - 60).astype(jnp.float32)
 
 
 def gaussian(bits: jax.Array) -> jax.Array:

@@ -72,7 +72,7 @@ def zeroth_order(
             )
         step_key = jax.random.fold_in(state.key, state.count)
         found = estimate(value_fn, estimator)(step_key, params, step=state.count, **extra)
-        grads = gradient(estimator, found.keys, found.coefficients, params)
+        grads = gradient(estimator, found.keys, found.coefficients, params, state.count)
         new_state = ZerothOrderState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             key=state.key,

@@ -99,7 +99,7 @@ def training_functions(
         return asked(key, state.trainable, frozen, batch, step=state.step)
 
     def apply(state: TrainState, keys, coefficients) -> TrainState:
-        grads = gradient(estimator, keys, coefficients, state.trainable)
+        grads = gradient(estimator, keys, coefficients, state.trainable, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         rounding = noise.fold_in(jax.random.fold_in(state.key, state.step), _ROUNDING)
         trainable = apply_updates(state.trainable, updates, key=rounding)
