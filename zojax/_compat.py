@@ -3,6 +3,7 @@
 import os
 import sysconfig
 
+import jax
 import jax.extend.core as jex_core
 
 _PACKAGES = tuple(
@@ -31,6 +32,28 @@ def scan_counts(params: dict) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
     return len(consts), len(carry)
+
+
+def shard_map_again(eqn: jex_core.JaxprEqn, body, in_specs):
+    """A shard_map like that of an equation, of another body."""
+    p = eqn.params
+    return jax.shard_map(
+        body,
+        mesh=p["mesh"],
+        in_specs=in_specs,
+        out_specs=list(p["out_specs"]),
+        check_vma=p["check_vma"],
+        axis_names=p["newly_manual_axes"],
+    )
+
+
+def varying_like(value: jax.Array, like: jax.Array) -> jax.Array:
+    """The value, varying over the manual mesh axes that `like` varies over."""
+    has, wanted = (
+        getattr(getattr(jax.typeof(a), "mat", None), "varying", frozenset()) for a in (value, like)
+    )
+    missing = tuple(sorted(wanted - has))
+    return jax.lax.pcast(value, missing, to="varying") if missing else value
 
 
 def source_line(eqn: jex_core.JaxprEqn) -> str:

@@ -42,13 +42,9 @@ def parameters(shape: Shape, scanned: bool) -> dict[str, Any]:
     }
 
 
-def initialize(key: jax.Array, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Random values for abstract parameters."""
-    leaves, tree = jax.tree.flatten(abstract)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        tree, [0.02 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    )
+def batch(shape: Shape) -> jax.ShapeDtypeStruct:
+    """Abstract tokens."""
+    return jax.ShapeDtypeStruct((shape.batch, shape.length), jnp.int32)
 
 
 def _norm(x, scale):

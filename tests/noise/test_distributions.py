@@ -105,7 +105,7 @@ def test_nibble_sum_moments():
 
 
 def test_nibble_sum_follows_its_law():
-    """Chi-square over the values expected at least ten times; mean k - 1, variance near 2 (k - 1)."""
+    """Chi-square over the values expected at least ten times."""
     n, law = _nibble_law()
     counts = np.bincount(np.asarray(noise.nibble_sum(BITS), np.int64).ravel() + 60, minlength=121)
     common = law * COUNT >= 10

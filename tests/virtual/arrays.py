@@ -12,14 +12,21 @@ from zojax.virtual import Entries, LowRank, Noise, VirtualArray
 ENTRIES = 5
 
 KINDS = (
-    "gaussian", "rademacher", "low_rank_1", "low_rank_12", "entries", "low_rank_entries",
-    "two_terms",
+    "gaussian", "rademacher", "low_rank_1", "low_rank_12", "tall_2", "entries",
+    "low_rank_entries", "two_terms",
 )  # fmt: skip
 
 
 def _low_rank(draw, shape, rank):
     a = draw.standard_normal((*shape[:-1], rank), np.float32)
     b = draw.standard_normal((*shape[:-2], shape[-1], rank), np.float32)
+    return LowRank.of_matrices(jnp.asarray(a), jnp.asarray(b), 0.25)
+
+
+def _tall(draw, shape, rank):
+    """All axes but the last are rows, as in the directions."""
+    a = draw.standard_normal((*shape[:-1], rank), np.float32)
+    b = draw.standard_normal((*(1,) * (len(shape) - 2), shape[-1], rank), np.float32)
     return LowRank.of_matrices(jnp.asarray(a), jnp.asarray(b), 0.25)
 
 
@@ -41,6 +48,8 @@ def make(kind: str, shape: tuple[int, ...], dtype=jnp.float32, scale=0.25) -> Vi
         terms = (Noise.of_leaf(key, 0.25, kind, shape),)
     elif kind == "two_terms":
         terms = (Noise.of_leaf(key, 0.25, "rademacher", shape), _low_rank(draw, shape, 2))
+    elif kind == "tall_2":
+        terms = (_tall(draw, shape, 2),)
     elif kind.startswith("low_rank"):
         terms = (_low_rank(draw, shape, 12 if kind == "low_rank_12" else 1),)
     if kind.endswith("entries"):

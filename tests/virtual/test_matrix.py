@@ -1,13 +1,14 @@
 """Virtual = materialised: primitive x transform x term, with `materialize` as the oracle."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import zojax
 from tests.virtual.arrays import KINDS, make
@@ -28,6 +29,12 @@ _scaled_tanh.defvjp(lambda x: (_scaled_tanh(x), x), lambda x, g: (g,))
 
 def _scan(w, x, **options):
     return lax.scan(lambda c, w: (jnp.tanh(c @ w), w[0]), x, w, **options)
+
+
+def _convolve(w, x, strides=(1, 1), padding="SAME", **options):
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")} | options
+    image = jnp.sin(jnp.arange(2 * 5 * 6 * 2, dtype=jnp.float32)).reshape(2, 5, 6, 2)
+    return lax.conv_general_dilated(image, w, strides, padding, **options)
 
 
 def _dynamic(*starts):
@@ -54,6 +61,23 @@ VIEWS = {
     "lookup of one": ((6, 8), lambda w, x: w[jnp.int32(2)]),
     "lookup with negative ids": ((6, 8), lambda w, x: w[jnp.array([-1, -6, 2])]),
     "lookup filled": ((6, 8), lambda w, x: jnp.take(w, jnp.array([9, 1, -1, -7]), axis=0)),
+    "lookup filled beside the last row": (
+        (6, 8),
+        lambda w, x: jnp.take(w, jnp.array([5, 9, 5]), axis=0),
+    ),
+    "lookup of one under vmap": ((6, 8), lambda w, x: jax.vmap(lambda i: w[i])(IDS[0])),
+    "lookup along a kept axis": (
+        (6, 8),
+        lambda w, x: lax.gather(
+            w,
+            IDS[..., None],
+            lax.GatherDimensionNumbers(
+                offset_dims=(0, 3), collapsed_slice_dims=(), start_index_map=(1,)
+            ),
+            slice_sizes=(6, 1),
+            mode="clip",
+        ),
+    ),
     "lookup clipped": (
         (6, 8),
         lambda w, x: jnp.take(w, jnp.array([9, 1, 9, -7]), axis=0, mode="clip"),
@@ -149,6 +173,29 @@ USES = {
         (8, 3, 2),
         lambda w, x: lax.conv_general_dilated(x[None], w, (1,), "SAME"),
     ),
+    "convolution of an image": ((3, 2, 2, 4), _convolve),
+    "convolution strided and dilated": (
+        (2, 3, 2, 4),
+        functools.partial(_convolve, strides=(2, 1), rhs_dilation=(1, 2), padding="VALID"),
+    ),
+    "convolution in groups": (
+        (3, 2, 1, 4),
+        functools.partial(_convolve, feature_group_count=2),
+    ),
+    "convolution, output first": (
+        (4, 2, 3, 2),
+        functools.partial(_convolve, dimension_numbers=("NHWC", "OIHW", "NCHW")),
+    ),
+    "split": ((6, 9), lambda w, x: [x @ part for part in jnp.split(w, (2, 2, 5), axis=1)]),
+    "broadcast over a batch": (
+        (6, 8),
+        lambda w, x: jnp.einsum("bi,bij->bj", x, jnp.broadcast_to(w, (3, 6, 8))),
+    ),
+    "broadcast of an axis": (
+        (1, 8),
+        lambda w, x: x @ jnp.broadcast_to(w, (6, 8)),
+    ),
+    "stop_gradient": ((6, 8), lambda w, x: x @ lax.stop_gradient(w)),
     "vmap inside": ((6, 8), lambda w, x: jax.vmap(lambda x: x @ w)(x)),
     "vmap inside over weights": ((4, 6, 8), lambda w, x: jax.vmap(lambda w: x @ w)(w)),
     "vmap inside over both": ((3, 6, 8), lambda w, x: jax.vmap(lambda w, x: x @ w)(w, x)),
@@ -318,14 +365,114 @@ def test_cast_before_a_product():
     np.testing.assert_array_equal(zojax.virtualize(ints)(w), ints(w.materialize()))
 
 
-def test_shard_map_falls_back_to_dense():
-    mesh = Mesh(np.array(jax.devices()[:2]), ("d",))
-    spec = PartitionSpec("d")
-    fn = jax.shard_map(
-        lambda w, x: x @ w, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec
-    )
-    w, x = make("low_rank_1", (6, 8)), jnp.concatenate([X, X])
+_MESH = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+
+
+def _on_mesh(fn, in_specs, out_specs):
+    specs = jax.tree.map(lambda s: PartitionSpec(*s), (in_specs, out_specs), is_leaf=_is_spec)
+    return jax.shard_map(fn, mesh=_MESH, in_specs=specs[0], out_specs=specs[1])
+
+
+def _is_spec(x):
+    return isinstance(x, tuple) and all(n is None or n in ("a", "b", ("a", "b")) for n in x)
+
+
+SHARDED = {
+    "batch": ((8, 12), _on_mesh(lambda w, x: x @ w, ((), ("a",)), ("a",))),
+    "rows": (
+        (8, 12),
+        _on_mesh(lambda w, x: lax.psum(x @ w, "a"), (("a", "b"), (None, "a")), (None, "b")),
+    ),
+    "columns over two axes": (
+        (8, 12),
+        _on_mesh(lambda w, x: x @ w, ((None, ("a", "b")), ()), (None, ("a", "b"))),
+    ),
+    "a view": ((8, 12), _on_mesh(lambda w, x: w.T, (("a", "b"), ()), ("b", "a"))),
+    "a lookup": (
+        (8, 12),
+        _on_mesh(lambda w, x: w[jnp.array([0, 3, 3])], (("a",), ()), ("a",)),
+    ),
+    "a stack of layers": (
+        (4, 8, 8),
+        _on_mesh(
+            lambda w, x: lax.scan(lambda c, w: (c, jnp.tanh(c @ w)), x, w)[1], (("a",), ()), ("a",)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_shard_map_gives_each_device_its_part(name):
+    shape, fn = SHARDED[name]
+    x = jnp.asarray(np.random.default_rng(2).standard_normal((4, 8), np.float32))
+    for kind in KINDS:
+        w = make(kind, shape)
+        found = jax.jit(zojax.virtualize(fn))(w, x)
+        _assert_close(found, fn(w.materialize(), x), kind)
+    tall = make("tall_2", shape)
+    uses = zojax.explain(fn)(tall, x).uses
+    # a view that is the output has to be made, all others stay formulas
+    assert name == "a view" or all(u.how in ("fused", "rows") for u in uses), uses
+
+
+def test_sharding_constraint_stays_a_formula():
+    where = NamedSharding(_MESH, PartitionSpec("a", "b"))
+    fn = lambda w, x: x @ jax.lax.with_sharding_constraint(w, where)  # noqa: E731
+    w, x = make("low_rank_1", (6, 8)), X
     _assert_close(jax.jit(zojax.virtualize(fn))(w, x), x @ w.materialize())
+    assert [u.how for u in zojax.explain(fn)(w, x).uses] == ["fused"]
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "entries"])
+def test_a_batch_of_queries_makes_one_dense_weight_at_a_time(kind):
+    """Sixteen perturbed weights of a megabyte each: the compiled program holds about one."""
+    shape, queries = (512, 512), 16
+    weight = make(kind, shape)
+    x = jnp.ones((1, 512))
+
+    def query(scale):
+        scaled = VirtualArray(
+            weight.base,
+            None
+            if weight.entries is None
+            else replace(weight.entries, values=weight.entries.values * scale),
+            tuple(t.scaled(scale) for t in weight.terms),
+        )
+        return zojax.virtualize(jnp.dot)(x, scaled)
+
+    compiled = jax.jit(jax.vmap(query)).lower(jnp.ones(queries)).compile()
+    size = weight.size * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * size
+    scales = jnp.arange(queries, dtype=jnp.float32)
+    expected = jnp.stack([query(s) for s in scales])
+    _assert_close(compiled(scales) / 512, expected / 512)
+
+
+def test_a_shared_weight_is_made_once_for_a_batch():
+    w = make("gaussian", (512, 512))
+    compiled = jax.jit(jax.vmap(lambda x: zojax.virtualize(jnp.dot)(x, w))).lower(
+        jnp.ones((16, 512))
+    )
+    text = compiled.compile().as_text()
+    assert text.count(" while(") == 0
+
+
+def test_differentiable_where_a_noise_is_made_dense():
+    w = make("gaussian", (6, 8))
+    loss = lambda w, x: jnp.sin(x @ w).sum()  # noqa: E731
+    found = jax.grad(lambda x: zojax.virtualize(loss)(w, x))(X)
+    _assert_close(found, jax.grad(loss, argnums=1)(w.materialize(), X))
+    tangent = jax.jvp(lambda x: zojax.virtualize(loss)(w, x), (X,), (X,))[1]
+    _assert_close(tangent, jnp.vdot(found, X))
+
+
+def test_weak_types_stay_weak():
+    weak = VirtualArray(jnp.asarray(2.0)).plus(
+        Noise.of_leaf(jax.random.key(0), 0.5, "rademacher", ())
+    )
+    fn = lambda s, x: x * s  # noqa: E731
+    x = jnp.ones(3, jnp.bfloat16)
+    assert zojax.virtualize(fn)(weak, x).dtype == fn(jnp.asarray(2.0), x).dtype == jnp.bfloat16
 
 
 def test_a_static_argument_stays_static():

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from zojax.directions._direction import Direction
@@ -57,7 +58,8 @@ def combine(
     """
     leaves, tree = jax.tree.flatten(params)
     count = keys.shape[0]
-    weights = coefficients.astype(jnp.float32) / count
+    # times the reciprocal: XLA would compile a division otherwise than it evaluates one
+    weights = coefficients.astype(jnp.float32) * np.float32(1 / count)
 
     def chunk_sum(keys, weights):
         totals = [jnp.zeros(jnp.shape(leaf), jnp.float32) for leaf in leaves]

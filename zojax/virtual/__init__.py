@@ -5,6 +5,7 @@ from zojax.virtual._entries import Entries
 from zojax.virtual._low_rank import LowRank
 from zojax.virtual._noise import Noise
 from zojax.virtual._report import Explanation, MaterializedError, MaterializedWarning, Use
+from zojax.virtual._rules import register_rule
 from zojax.virtual._term import Term
 from zojax.virtual._virtualize import explain, virtualize
 
@@ -21,5 +22,6 @@ __all__ = [
     "explain",
     "is_virtual",
     "materialize",
+    "register_rule",
     "virtualize",
 ]

@@ -1,12 +1,14 @@
 """The virtual array: a base and the formulas on top of it."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zojax.virtual._buffer import after
 from zojax.virtual._entries import Entries
 from zojax.virtual._shapes import slice_axis
 from zojax.virtual._term import Term
@@ -15,7 +17,7 @@ from zojax.virtual._term import Term
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["base", "entries", "terms"],
-    meta_fields=["name"],
+    meta_fields=["name", "sliced"],
 )
 @dataclass(frozen=True)
 class VirtualArray:
@@ -26,6 +28,7 @@ class VirtualArray:
         entries: values that replace single entries of the base, or None.
         terms: additive terms (`Noise`, `LowRank`), each of the base's shape.
         name: path of the leaf in its tree, for `explain` and error messages.
+        sliced: whether the base was just cut out of a stack; XLA fuses that with making it dense.
 
     Views (transpose, reshape, slices, casts) give another virtual array, or None where
     a term cannot follow.
@@ -35,6 +38,7 @@ class VirtualArray:
     entries: Entries | None = None
     terms: tuple[Term, ...] = ()
     name: str = ""
+    sliced: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,7 +58,7 @@ class VirtualArray:
 
     def plus(self, *terms: Term) -> "VirtualArray":
         """The same array with more additive terms."""
-        return VirtualArray(self.base, self.entries, self.terms + terms, self.name)
+        return replace(self, terms=self.terms + terms)
 
     def materialize(self) -> jax.Array:
         """The dense array, terms summed in float32 (or wider) and rounded once."""
@@ -65,6 +69,17 @@ class VirtualArray:
         for term in self.terms:
             total = total + term.materialize()
         return total.astype(base.dtype)
+
+    def after(self, x: jax.Array) -> "VirtualArray":
+        """The same array, whose dense form cannot be made before `x` is there."""
+        if self.terms:
+            first, *rest = self.terms
+            one = after(x, jnp.ones((), jnp.float32))
+            return replace(self, terms=(first.scaled(one), *rest))
+        if self.entries is None:
+            return self
+        values = after(x, self.entries.values)
+        return replace(self, entries=replace(self.entries, values=values))
 
     def rows(self, index: jax.Array, axis: int, picked: jax.Array) -> jax.Array:
         """Rows at `index` along `axis`, given the base's own rows `picked` (index axes first)."""
@@ -84,6 +99,14 @@ class VirtualArray:
         shape = tuple(shape)
         return self._view(lambda b: lax.reshape(b, shape), lambda t: t.reshape(shape))
 
+    def broadcast(self, shape, dimensions) -> "VirtualArray | None":
+        """As `lax.broadcast_in_dim`."""
+        shape, dimensions = tuple(shape), tuple(dimensions)
+        return self._view(
+            lambda b: lax.broadcast_in_dim(b, shape, dimensions),
+            lambda t: t.broadcast(shape, dimensions),
+        )
+
     def slice(self, starts, sizes, strides=None) -> "VirtualArray | None":
         """A rectangular part; starts that are not Python integers are dynamic."""
         strides = (1,) * self.ndim if strides is None else tuple(strides)
@@ -102,17 +125,44 @@ class VirtualArray:
         """Element `i` of the leading (stacked) axis; `i` may be traced."""
         starts = (i, *(0,) * (self.ndim - 1))
         cut = self.slice(starts, (1, *self.shape[1:]))
-        return None if cut is None else cut.reshape(self.shape[1:])
+        found = None if cut is None else cut.reshape(self.shape[1:])
+        return None if found is None else replace(found, sliced=True)
 
     def astype(self, dtype) -> "VirtualArray":
-        return VirtualArray(self.base.astype(dtype), self.entries, self.terms, self.name)
+        return replace(self, base=self.base.astype(dtype))
 
     def _view(self, on_base, on_term) -> "VirtualArray | None":
+        return self._with_base(lambda: on_base(self.base), on_term)
+
+    def _with_base(self, make_base, on_term) -> "VirtualArray | None":
         entries = None if self.entries is None else on_term(self.entries)
         terms = tuple(on_term(t) for t in self.terms)
         if any(t is None for t in terms) or (entries is None) != (self.entries is None):
             return None
-        return VirtualArray(on_base(self.base), entries, terms, self.name)
+        return replace(self, base=make_base(), entries=entries, terms=terms)
+
+
+def local_view(array: VirtualArray, base, spec, mesh_shape, index_of) -> "VirtualArray | None":
+    """A device's part of an array, whose part of the base is `base`.
+
+    Args:
+        array: the whole.
+        base: the part of its base.
+        spec: its `PartitionSpec`.
+        mesh_shape: size of each mesh axis.
+        index_of: names of mesh axes to this device's place along them.
+    """
+    if not jax.tree.leaves(tuple(spec)):
+        return replace(array, base=base)
+    starts, sizes = [], []
+    for axis, size in enumerate(array.shape):
+        names = spec[axis] if axis < len(spec) else None
+        names = () if names is None else names if isinstance(names, tuple) else (names,)
+        parts = math.prod(mesh_shape[name] for name in names)
+        sizes.append(size // parts)
+        starts.append(index_of(names) * sizes[-1] if parts > 1 else 0)
+    cut = (tuple(starts), tuple(sizes), (1,) * array.ndim)
+    return array._with_base(lambda: base, lambda t: t.slice(*cut))
 
 
 def is_virtual(x) -> bool:

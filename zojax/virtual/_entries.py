@@ -54,6 +54,9 @@ class Entries:
         flat = self._unstacked()
         return replace(flat, shape=tuple(shape))
 
+    def broadcast(self, shape, dimensions):
+        return None  # the same entry would be in many places
+
     def slice(self, starts, sizes, strides):
         s = self.stack
         values, index = self.values, self.index

@@ -1,12 +1,16 @@
 """Walk a jaxpr whose inputs may be virtual; higher-order primitives are emitted again."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from zojax import _compat
-from zojax.virtual._array import VirtualArray, is_virtual
-from zojax.virtual._report import Report
+from zojax.virtual._array import VirtualArray, is_virtual, local_view
+from zojax.virtual._buffer import separate
+from zojax.virtual._report import Report, is_vector
 from zojax.virtual._rules import apply_rule
 
 
@@ -32,9 +36,9 @@ def _evaluate_virtual(eqn, values, report) -> list:
     walk = _HIGHER_ORDER.get(eqn.primitive.name)
     if walk is not None:
         return walk(eqn, values, report)
-    out = apply_rule(eqn, values, report)
-    if out is not None:
-        return [out]
+    outs = apply_rule(eqn, values, report)
+    if outs is not None:
+        return list(outs)
     return _compat.bind(eqn, [_dense(eqn, i, v, report) for i, v in enumerate(values)])
 
 
@@ -44,7 +48,7 @@ def _dense(eqn, position, value, report):
     report.note(eqn, position, value, "fallback")
     dense = value.materialize()
     # a vector is used by every token: make it once, or XLA recomputes its noise for each of them
-    return lax.optimization_barrier(dense) if value.ndim <= 1 else dense
+    return separate(dense[None])[0] if is_vector(value) else dense
 
 
 def _dense_all(eqn, values, report, offset=0):
@@ -122,6 +126,36 @@ def _cond(eqn, values, report):
     return lax.switch(which, branches, *(v for v in operands if not is_virtual(v)))
 
 
+def _shard_map(eqn, values, report):
+    """Each device takes its part of the base, and its part of the formula."""
+    specs, mesh = eqn.params["in_specs"], eqn.params["mesh"]
+
+    def local(array, base, spec, index_of):
+        return local_view(array, base, spec, dict(mesh.shape), index_of)
+
+    values = [
+        _dense(eqn, i, v, report)
+        if is_virtual(v) and local(v, v.base, spec, lambda names: 0) is None
+        else v
+        for i, (v, spec) in enumerate(zip(values, specs, strict=True))
+    ]
+    # the formulas go in whole: their factors, keys and entries are small beside the base
+    formulas = [(v.entries, v.terms) if is_virtual(v) else None for v in values]
+    bases = [v.base if is_virtual(v) else v for v in values]
+
+    def body(bases, formulas):
+        args = [
+            base
+            if formula is None
+            else local(replace(v, entries=formula[0], terms=formula[1]), base, spec, lax.axis_index)
+            for v, base, formula, spec in zip(values, bases, formulas, specs, strict=True)
+        ]
+        return _dense_all(eqn, evaluate(eqn.params["jaxpr"], args, report), report)
+
+    whole = jax.tree.map(lambda _: PartitionSpec(), formulas)
+    return _compat.shard_map_again(eqn, body, (list(specs), whole))(bases, formulas)
+
+
 _HIGHER_ORDER = {
     "jit": _jit,
     "closed_call": _inline,
@@ -133,11 +167,13 @@ _HIGHER_ORDER = {
     "scan": _scan,
     "while": _while,
     "cond": _cond,
+    "shard_map": _shard_map,
 }
 
 
 def abstract(value: VirtualArray | jax.Array):
     """What tracing needs to know of an argument."""
     if is_virtual(value):
-        return jax.ShapeDtypeStruct(value.shape, value.dtype)
+        weak = getattr(value.base, "weak_type", False)
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, weak_type=weak)
     return value

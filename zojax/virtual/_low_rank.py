@@ -60,6 +60,15 @@ class LowRank:
             factors.append(factor.reshape(*new_shape, self.rank))
         return replace(self, left=factors[0], right=factors[1], shape=tuple(shape))
 
+    def broadcast(self, shape, dimensions):
+        def spread(factor):
+            sizes = [1] * len(shape)
+            for old, new in enumerate(dimensions):
+                sizes[new] = factor.shape[old]
+            return factor.reshape(*sizes, self.rank)
+
+        return self._mapped(shape, spread)
+
     def slice(self, starts, sizes, strides):
         def cut(factor):
             for axis, (start, size, stride) in enumerate(zip(starts, sizes, strides, strict=True)):

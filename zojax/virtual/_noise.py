@@ -104,6 +104,13 @@ class Noise:
                     step *= shape[j]
         return self._viewed(shape, rows, cols)
 
+    def broadcast(self, shape, dimensions):
+        rows, cols = [0] * len(shape), [0] * len(shape)
+        for old, new in enumerate(dimensions):
+            if self.shape[old] == shape[new]:
+                rows[new], cols[new] = self.row_strides[old], self.col_strides[old]
+        return self._viewed(shape, rows, cols)
+
     def slice(self, starts, sizes, strides):
         row, col = self.row, self.col
         for start, r, c in zip(starts, self.row_strides, self.col_strides, strict=True):

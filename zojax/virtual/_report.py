@@ -17,6 +17,11 @@ class MaterializedError(ValueError):
     """The same, where the caller asked for an error."""
 
 
+def is_vector(value) -> bool:
+    """Whether at most one axis is longer than one, so that dense costs nothing."""
+    return sum(n != 1 for n in value.shape) <= 1
+
+
 @dataclass(frozen=True)
 class Use:
     """One use of one virtual leaf.
@@ -47,7 +52,7 @@ class Report:
 
     def note(self, eqn, position: int, value, how) -> None:
         dense = 0 if how in ("fused", "rows") else value.size * value.dtype.itemsize
-        if how == "fallback" and value.ndim <= 1:
+        if how == "fallback" and is_vector(value):
             how = "vector"
         key = (id(eqn), position, value.name)
         if key in self.uses:

@@ -1,21 +1,26 @@
 """How each primitive uses a virtual array: views stay formulas, matmuls and lookups are fused.
 
-A rule takes (equation, input values, report) and returns the output value, or None where this use
-cannot be fused and the interpreter must make the array dense.
+A rule takes (equation, input values, report) and returns the output value, a list of them for an
+equation of several outputs, or None where this use cannot be fused and the interpreter must make
+the array dense.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from zojax import _compat
-from zojax.virtual._array import VirtualArray, is_virtual
-from zojax.virtual._low_rank import LowRank
+from zojax.virtual._array import is_virtual
+from zojax.virtual._contraction import convolution, dot_general
+from zojax.virtual._lookup import gather
 from zojax.virtual._report import Report
 
-_UNROLLED_RANK = 8
+Rule = Callable[[list[Any], dict[str, Any], Callable[..., jax.Array]], Any]
 
 
 def _transpose(eqn, values, report):
@@ -29,11 +34,35 @@ def _reshape(eqn, values, report):
 
 
 def _to_output_shape(eqn, values, report):
-    """squeeze, expand_dims and a broadcast that adds only axes of size one."""
-    shape = eqn.outvars[0].aval.shape
-    if len(values) != 1 or math.prod(shape) != values[0].size:
+    """squeeze and expand_dims."""
+    return values[0].reshape(eqn.outvars[0].aval.shape)
+
+
+def _broadcast(eqn, values, report):
+    shape, dimensions = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    if len(values) != 1:
         return None
-    return values[0].reshape(shape)
+    if math.prod(shape) == values[0].size:
+        return values[0].reshape(shape)
+    # a vector spread over the tokens is used elementwise: dense once, instead of a formula each
+    return values[0].broadcast(shape, dimensions) if values[0].ndim > 1 else None
+
+
+def _split(eqn, values, report):
+    axis, start, parts = eqn.params["axis"], 0, []
+    for size in map(int, eqn.params["sizes"]):
+        starts = [start if i == axis else 0 for i in range(values[0].ndim)]
+        sizes = [size if i == axis else n for i, n in enumerate(values[0].shape)]
+        parts.append(values[0].slice(starts, sizes) if size else None)
+        start += size
+    return None if any(part is None for part in parts) else parts
+
+
+def _on_base(eqn, values, report):
+    """Layout hints: they concern the part that is stored."""
+    (array,) = values
+    (base,) = _compat.bind(eqn, [array.base])
+    return replace(array, base=base)
 
 
 def _slice(eqn, values, report):
@@ -67,163 +96,70 @@ def _identity(eqn, values, report):
     return values[0]
 
 
-def _dot_general(eqn, values, report: Report):
-    """x @ (base + terms): one product with the base, thin products for low-rank terms.
-
-    Noise and entries are put into the base for this one product; nothing dense outlives it.
-    """
-    if all(map(is_virtual, values)):
-        report.note(eqn, 0, values[0], "at use")
-        values = [values[0].materialize(), values[1]]
-    side = 1 if is_virtual(values[1]) else 0
-    weight, x = values[side], values[1 - side]
-    thin, dense = [], []
-    for term in weight.terms:
-        plan = _factor_plan(eqn, term, side) if isinstance(term, LowRank) else None
-        (dense if plan is None else thin).append((term, plan))
-    rest = VirtualArray(weight.base, weight.entries, tuple(t for t, _ in dense), weight.name)
-    is_dense = bool(dense) or weight.entries is not None
-    report.note(eqn, side, weight, "at use" if is_dense else "fused")
-    base = rest.materialize()
-    (out,) = _compat.bind(eqn, [base, x] if side == 0 else [x, base])
-    if not thin:
-        return out
-    total = out.astype(jnp.promote_types(out.dtype, jnp.float32))
-    for term, plan in thin:
-        total = total + _thin_product(x, term, plan)
-    return total.astype(out.dtype)
-
-
-def _factor_plan(eqn, term: LowRank, side: int):
-    """Einsum letters for x . first . second, or None where no factor holds all contracted axes."""
-    contract, batch = eqn.params["dimension_numbers"]
-    axes, batch_axes = contract[side], batch[side]
-    real = [i for i in axes if term.shape[i] != 1]
-    for first, second in ((term.left, term.right), (term.right, term.left)):
-        if all(first.shape[i] != 1 for i in real) and all(second.shape[i] == 1 for i in real):
-            break
-    else:
-        return None
-    letters = iter("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    w = [next(letters) for _ in term.shape]
-    x_ndim = eqn.invars[1 - side].aval.ndim
-    x = [""] * x_ndim
-    for w_axis, x_axis in zip(axes, contract[1 - side], strict=True):
-        x[x_axis] = w[w_axis]
-    for w_axis, x_axis in zip(batch_axes, batch[1 - side], strict=True):
-        x[x_axis] = w[w_axis]
-    x = [letter or next(letters) for letter in x]
-    used = (*contract[1 - side], *batch[1 - side])
-    x_free = [x[i] for i in range(x_ndim) if i not in used]
-    w_free = [w[i] for i in range(len(w)) if i not in (*axes, *batch_axes)]
-    shared = [w[i] for i in batch_axes]
-    out = shared + (w_free + x_free if side == 0 else x_free + w_free)
-    return first, second, "".join(w), "".join(x), "".join(out), next(letters)
-
-
-def _thin_product(x, term: LowRank, plan):
-    first, second, w, x_letters, out, r = plan
-    x_dtype = jnp.promote_types(x.dtype, jnp.float32)
-
-    def present(factor):
-        return "".join(
-            c for c, n, full in zip(w, factor.shape, term.shape, strict=False) if n == full != 1
-        )
-
-    def drop_ones(factor):
-        absent = [i for i, n in enumerate(factor.shape[:-1]) if n == 1]
-        return lax.squeeze(factor, absent)
-
-    w_kept = "".join(c for c, n in zip(w, term.shape, strict=True) if n != 1)
-    x_kept = "".join(c for c in x_letters if c not in w or c in w_kept)
-    x = lax.squeeze(x, [i for i, c in enumerate(x_letters) if c not in x_kept])
-    first_letters, second_letters = present(first), present(second)
-    middle = "".join(c for c in x_kept if c not in first_letters or c in out) + "".join(
-        c for c in first_letters if c in out and c not in x_kept
-    )
-    thin = jnp.einsum(
-        f"{x_kept},{first_letters}{r}->{middle}{r}",
-        x.astype(x_dtype),
-        drop_ones(first).astype(x_dtype),
-    )
-    thin = thin * term.scale.astype(x_dtype)
-    second = drop_ones(second).astype(x_dtype)
-    out_kept = "".join(c for c in out if c not in w or c in w_kept)
-    if term.rank <= _UNROLLED_RANK and set(middle) | set(second_letters) == set(out_kept):
-        # elementwise, so that XLA adds it into the base product without another buffer
-        spread = [
-            jnp.einsum(f"{letters}{r}->{_ordered(letters, out_kept)}{r}", factor)
-            for letters, factor in ((middle, thin), (second_letters, second))
-        ]
-        left, right = (
-            f.reshape(*_padded_shape(letters, out_kept, f.shape), term.rank)
-            for letters, f in zip((middle, second_letters), spread, strict=True)
-        )
-        product = sum(left[..., i] * right[..., i] for i in range(term.rank))
-    else:
-        product = jnp.einsum(f"{middle}{r},{second_letters}{r}->{out_kept}", thin, second)
-    ones = [i for i, c in enumerate(out) if c not in out_kept]
-    return jnp.expand_dims(product, ones)
-
-
-def _ordered(letters: str, order: str) -> str:
-    return "".join(c for c in order if c in letters)
-
-
-def _padded_shape(letters: str, order: str, shape) -> list[int]:
-    sizes = dict(zip(_ordered(letters, order), shape, strict=False))
-    return [sizes.get(c, 1) for c in order]
-
-
-def _gather(eqn, values, report: Report):
-    """Row lookup: whole rows along one axis, as `jnp.take(w, ids, axis)` and `w[ids]` lower."""
-    weight, index = values
-    if not is_virtual(weight) or is_virtual(index):
-        return None
-    d, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    if len(d.start_index_map) != 1 or d.collapsed_slice_dims != d.start_index_map:
-        return None
-    if d.operand_batching_dims or d.start_indices_batching_dims:
-        return None
-    (axis,) = d.start_index_map
-    if sizes[axis] != 1 or any(
-        n != s for i, (n, s) in enumerate(zip(weight.shape, sizes, strict=True)) if i != axis
-    ):
-        return None
-    (picked,) = _compat.bind(eqn, [weight.base, index])
-    # put the index axes first, as VirtualArray.rows expects, and back afterwards
-    front = [i for i in range(picked.ndim) if i not in d.offset_dims]
-    permutation = (*front, *d.offset_dims)
-    rows = index[..., 0]
-    safe = jnp.clip(rows, 0, weight.shape[axis] - 1)
-    report.note(eqn, 0, weight, "rows")
-    out = weight.rows(safe, axis, lax.transpose(picked, permutation))
-    inverse = sorted(range(len(permutation)), key=permutation.__getitem__)
-    out = lax.transpose(out, inverse)
-    if "CLIP" in str(eqn.params["mode"]) or "PROMISE" in str(eqn.params["mode"]):
-        return out
-    inside = (rows >= 0) & (rows < weight.shape[axis])
-    inside = jnp.expand_dims(inside, [i for i in range(out.ndim) if i in d.offset_dims])
-    return jnp.where(inside, out, picked)
-
-
-RULES = {
+RULES: dict[str, Callable] = {
     "transpose": _transpose,
     "reshape": _reshape,
     "squeeze": _to_output_shape,
     "expand_dims": _to_output_shape,
-    "broadcast_in_dim": _to_output_shape,
+    "broadcast_in_dim": _broadcast,
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,
+    "split": _split,
     "convert_element_type": _convert,
     "copy": _identity,
     "copy_p": _identity,
-    "dot_general": _dot_general,
-    "gather": _gather,
+    "stop_gradient": _identity,
+    "sharding_constraint": _on_base,
+    "pvary": _on_base,
+    "dot_general": dot_general,
+    "conv_general_dilated": convolution,
+    "gather": gather,
 }
 
 
-def apply_rule(eqn, values: list, report: Report) -> jax.Array | VirtualArray | None:
-    """The output of an equation with one output, or None where no rule fits."""
+def register_rule(primitive: str, rule: Rule) -> None:
+    """Teach `virtualize` a primitive, your own or a `pallas_call`.
+
+    Args:
+        primitive: its name, as `explain` prints it; a rule that is there is replaced.
+        rule: `(values, params, bind) -> output`, called at trace time where an input of the
+            primitive is virtual. `values` are the inputs, `VirtualArray` or arrays; `params` the
+            parameters of the primitive; `bind(*arrays)` evaluates the primitive itself, with a list
+            of results if it can have several (`pallas_call` can). Returns the output (an array, a
+            `VirtualArray`, or a list of them), or None where this use has no fused form: the inputs
+            are then made dense.
+
+    >>> import jax, jax.numpy as jnp, zojax
+    >>> from zojax import virtual
+    >>> def negate(values, params, bind):
+    ...     (w,) = values
+    ...     if w.entries is not None:
+    ...         return None
+    ...     return virtual.VirtualArray(bind(w.base)).plus(*(t.scaled(-1.0) for t in w.terms))
+    >>> virtual.register_rule("neg", negate)
+    >>> term = virtual.LowRank.of_matrices(jnp.ones((3, 1)), jnp.ones((3, 1)), scale=0.5)
+    >>> w = virtual.VirtualArray(jnp.eye(3)).plus(term)
+    >>> zojax.virtualize(lambda w, x: x @ -w)(w, jnp.ones((1, 3))).tolist()
+    [[-2.5, -2.5, -2.5]]
+    """
+
+    def adapted(eqn, values, report: Report):
+        def bind(*arrays):
+            outs = _compat.bind(eqn, list(arrays))
+            return outs if eqn.primitive.multiple_results else outs[0]
+
+        out = rule(list(values), dict(eqn.params), bind)
+        if out is not None:
+            for position, value in enumerate(values):
+                if is_virtual(value):
+                    report.note(eqn, position, value, "fused")
+        return out
+
+    RULES[primitive] = adapted
+
+
+def apply_rule(eqn, values: list, report: Report) -> Sequence[Any] | None:
+    """The outputs of an equation, or None where no rule fits."""
     rule = RULES.get(eqn.primitive.name)
-    return None if rule is None else rule(eqn, values, report)
+    out = None if rule is None else rule(eqn, values, report)
+    return [out] if out is not None and not isinstance(out, (list, tuple)) else out

@@ -1,0 +1,242 @@
+"""Products with a virtual array: matmuls and convolutions."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from zojax import _compat
+from zojax.virtual._array import VirtualArray, is_virtual
+from zojax.virtual._buffer import after, one_at_a_time
+from zojax.virtual._low_rank import LowRank
+from zojax.virtual._report import Report
+
+_UNROLLED_RANK = 8
+_PANEL, _MOST_PANELS = 2**18, 16  # entries of a weight that are dense at once, or a sixteenth
+
+
+def dot_general(eqn, values, report: Report):
+    """x @ (base + terms): one product with the base, thin products for low-rank terms.
+
+    Noise and entries are put into the base for this one product; nothing dense outlives it.
+    """
+    if all(map(is_virtual, values)):
+        report.note(eqn, 0, values[0], "at use")
+        values = [values[0].materialize(), values[1]]
+    side = 1 if is_virtual(values[1]) else 0
+    weight, x = values[side], values[1 - side]
+    thin, dense = [], []
+    for term in weight.terms:
+        plan = _factor_plan(eqn, term, side) if isinstance(term, LowRank) else None
+        (dense if plan is None else thin).append((term, plan))
+    rest = replace(weight, terms=tuple(t for t, _ in dense))
+    is_dense = bool(dense) or weight.entries is not None
+    report.note(eqn, side, weight, "at use" if is_dense else "fused")
+
+    def product(x, base):
+        (out,) = _compat.bind(eqn, [base, x] if side == 0 else [x, base])
+        return out
+
+    if is_dense:
+        panels = None if weight.sliced else _panels(eqn, side, product)
+        out = dense_use(product, panels)(x, rest)
+    else:
+        out = product(x, rest.base)
+    if not thin:
+        return out
+    total = out.astype(jnp.promote_types(out.dtype, jnp.float32))
+    for term, plan in thin:
+        total = total + _thin_product(x, term, plan)
+    return total.astype(out.dtype)
+
+
+def dense_use(fn, panels=None):
+    """`fn(x, weight array)` as a function of a virtual weight that is dense for this one use."""
+
+    def one(x, weight: VirtualArray):
+        return fn(x, weight.after(x).materialize())
+
+    def shared(xs, weight: VirtualArray):
+        dense = weight.materialize()
+        return jax.vmap(lambda x: fn(x, dense))(xs)
+
+    return one_at_a_time(one if panels is None else panels, shared, one)
+
+
+def _panels(eqn, side: int, product):
+    """The product, a panel of the weight's longest free axis at a time; None if it is small.
+
+    Only one panel is dense at once: a dense direction needs a fraction of one matrix.
+    """
+    weight, out = eqn.invars[side].aval, eqn.outvars[0].aval
+    contract, batch = eqn.params["dimension_numbers"]
+    free = [i for i in range(weight.ndim) if i not in (*contract[side], *batch[side])]
+    if weight.size < 2 * _PANEL or not free:
+        return None
+    axis = max(free, key=lambda i: weight.shape[i])
+    size = weight.shape[axis]
+    width = -(-size // min(_MOST_PANELS, weight.size // _PANEL, size))
+    out_axis = (out.ndim - len(free) if side else len(batch[side])) + free.index(axis)
+
+    def in_panels(x, weight: VirtualArray):
+        sizes = [width if i == axis else n for i, n in enumerate(weight.shape)]
+
+        def panel(k, out):
+            # the last panel may begin earlier, and writes some columns again
+            start = jnp.minimum(k * width, size - width)
+            part = weight.slice([start if i == axis else 0 for i in range(weight.ndim)], sizes)
+            values = product(x, part.materialize())
+            return lax.dynamic_update_slice_in_dim(out, values, start, out_axis)
+
+        # zeros of its own: XLA would share those of all products, and keep them from the start
+        zero = _compat.varying_like(jnp.zeros((), out.dtype), weight.base)
+        empty = jnp.broadcast_to(after(x, zero), out.shape)
+        return lax.fori_loop(0, -(-size // width), panel, empty)
+
+    return in_panels
+
+
+def _factor_plan(eqn, term: LowRank, side: int):
+    """Einsum letters for x . first . second, or None where no factor holds all contracted axes."""
+    contract, batch = eqn.params["dimension_numbers"]
+    axes, batch_axes = contract[side], batch[side]
+    real = [i for i in axes if term.shape[i] != 1]
+    for first, second in ((term.left, term.right), (term.right, term.left)):
+        if all(first.shape[i] != 1 for i in real) and all(second.shape[i] == 1 for i in real):
+            break
+    else:
+        return None
+    letters = iter("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    w = [next(letters) for _ in term.shape]
+    x_ndim = eqn.invars[1 - side].aval.ndim
+    x = [""] * x_ndim
+    for w_axis, x_axis in zip(axes, contract[1 - side], strict=True):
+        x[x_axis] = w[w_axis]
+    for w_axis, x_axis in zip(batch_axes, batch[1 - side], strict=True):
+        x[x_axis] = w[w_axis]
+    x = [letter or next(letters) for letter in x]
+    used = (*contract[1 - side], *batch[1 - side])
+    x_free = [x[i] for i in range(x_ndim) if i not in used]
+    w_free = [w[i] for i in range(len(w)) if i not in (*axes, *batch_axes)]
+    shared = [w[i] for i in batch_axes]
+    out = shared + (w_free + x_free if side == 0 else x_free + w_free)
+    return first, second, "".join(w), "".join(x), "".join(out), next(letters)
+
+
+def _thin_product(x, term: LowRank, plan):
+    first, second, w, x_letters, out, r = plan
+    x_dtype = jnp.promote_types(x.dtype, jnp.float32)
+
+    def present(factor):
+        return "".join(
+            c for c, n, full in zip(w, factor.shape, term.shape, strict=False) if n == full != 1
+        )
+
+    def drop_ones(factor):
+        absent = [i for i, n in enumerate(factor.shape[:-1]) if n == 1]
+        return lax.squeeze(factor, absent)
+
+    w_kept = "".join(c for c, n in zip(w, term.shape, strict=True) if n != 1)
+    x_kept = "".join(c for c in x_letters if c not in w or c in w_kept)
+    x = lax.squeeze(x, [i for i, c in enumerate(x_letters) if c not in x_kept])
+    first_letters, second_letters = present(first), present(second)
+    middle = "".join(c for c in x_kept if c not in first_letters or c in out) + "".join(
+        c for c in first_letters if c in out and c not in x_kept
+    )
+    thin = jnp.einsum(
+        f"{x_kept},{first_letters}{r}->{middle}{r}",
+        x.astype(x_dtype),
+        drop_ones(first).astype(x_dtype),
+    )
+    thin = thin * term.scale.astype(x_dtype)
+    second = drop_ones(second).astype(x_dtype)
+    out_kept = "".join(c for c in out if c not in w or c in w_kept)
+    if term.rank <= _UNROLLED_RANK and set(middle) | set(second_letters) == set(out_kept):
+        # elementwise, so that XLA adds it into the base product without another buffer
+        spread = [
+            jnp.einsum(f"{letters}{r}->{_ordered(letters, out_kept)}{r}", factor)
+            for letters, factor in ((middle, thin), (second_letters, second))
+        ]
+        left, right = (
+            f.reshape(*_padded_shape(letters, out_kept, f.shape), term.rank)
+            for letters, f in zip((middle, second_letters), spread, strict=True)
+        )
+        product = sum(left[..., i] * right[..., i] for i in range(term.rank))
+    else:
+        product = jnp.einsum(f"{middle}{r},{second_letters}{r}->{out_kept}", thin, second)
+    ones = [i for i, c in enumerate(out) if c not in out_kept]
+    return jnp.expand_dims(product, ones)
+
+
+def _ordered(letters: str, order: str) -> str:
+    return "".join(c for c in order if c in letters)
+
+
+def _padded_shape(letters: str, order: str, shape) -> list[int]:
+    sizes = dict(zip(_ordered(letters, order), shape, strict=False))
+    return [sizes.get(c, 1) for c in order]
+
+
+def convolution(eqn, values, report: Report):
+    """A convolution with (base + terms): a low-rank kernel has `rank` outputs, then a product.
+
+    Noise, entries, and low-rank terms whose factors divide the kernel otherwise, are put into the
+    base for this one use.
+    """
+    x, weight = values
+    if not is_virtual(weight) or is_virtual(x):
+        return None
+    thin, dense = [], []
+    for term in weight.terms:
+        factors = _kernel_factors(eqn, term) if isinstance(term, LowRank) else None
+        (dense if factors is None else thin).append((term, factors))
+    rest = replace(weight, terms=tuple(t for t, _ in dense))
+    is_dense = bool(dense) or weight.entries is not None
+    report.note(eqn, 1, weight, "at use" if is_dense else "fused")
+
+    def product(x, kernel):
+        return _compat.bind(eqn, [x, kernel])[0]
+
+    out = dense_use(product)(x, rest) if is_dense else product(x, rest.base)
+    if not thin:
+        return out
+    total = out.astype(jnp.promote_types(out.dtype, jnp.float32))
+    for term, factors in thin:
+        total = total + _thin_convolution(eqn, x, term, *factors)
+    return total.astype(out.dtype)
+
+
+def _kernel_factors(eqn, term: LowRank):
+    """(kernel factor, output factor), or None where no factor is a function of the output alone."""
+    p = eqn.params
+    if p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
+        return None
+    out_axis = p["dimension_numbers"].rhs_spec[0]
+    for kernel, output in ((term.left, term.right), (term.right, term.left)):
+        if kernel.shape[out_axis] == 1 and all(
+            n == 1 for i, n in enumerate(output.shape[:-1]) if i != out_axis
+        ):
+            return kernel, output
+    return None
+
+
+def _thin_convolution(eqn, x, term: LowRank, kernel, output):
+    p = eqn.params
+    spec = p["dimension_numbers"]
+    out_axis, feature = spec.rhs_spec[0], spec.out_spec[1]
+    sizes = [*(1 if i == out_axis else n for i, n in enumerate(term.shape)), term.rank]
+    kernel = jnp.broadcast_to(kernel, sizes).astype(x.dtype)
+    kernel = jnp.moveaxis(jnp.squeeze(kernel, out_axis), -1, out_axis)
+    thin = lax.conv_general_dilated(
+        x, kernel, p["window_strides"], p["padding"], p["lhs_dilation"], p["rhs_dilation"], spec,
+        precision=p["precision"],
+    )  # fmt: skip
+    thin = jnp.moveaxis(thin, feature, -1).astype(jnp.promote_types(x.dtype, jnp.float32))
+    thin = thin * term.scale
+    output = output.reshape(-1, term.rank).astype(thin.dtype)
+    if term.rank <= _UNROLLED_RANK:
+        product = sum(thin[..., i, None] * output[:, i] for i in range(term.rank))
+    else:
+        product = jnp.einsum("...r,or->...o", thin, output)
+    return jnp.moveaxis(product, -1, feature)
