@@ -60,12 +60,8 @@ def explained(fn: Callable, direction: str, params: Any, *args) -> Explanation:
 
 
 def fallbacks(found: Explanation) -> set[tuple[str, str]]:
-    """(leaf, primitive) of every weight that was made dense for want of a rule.
-
-    Convolutions have none yet.
-    """
-    found_in = {(use.leaf, use.primitive) for use in found.fallbacks}
-    return {(leaf, name) for leaf, name in found_in if name != "conv_general_dilated"}
+    """(leaf, primitive) of every weight that was made dense for want of a rule."""
+    return {(use.leaf, use.primitive) for use in found.fallbacks}
 
 
 def assert_steps_do_not_retrace(loss: Callable, params: Any, *args) -> None:

@@ -8,9 +8,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import nnx
 
+import zojax
 from tests.third_party.checks import (
     DIRECTIONS,
     assert_steps_do_not_retrace,

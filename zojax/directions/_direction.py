@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax.core import Tracer
 
 from zojax import noise
 from zojax.virtual import Term
+from zojax.virtual._buffer import separate
 
 
 class Direction(NamedTuple):
@@ -29,9 +30,12 @@ class Direction(NamedTuple):
 
 def leaf_keys(key, count: int) -> list[jax.Array]:
     """A key for each leaf."""
-    # the barrier keeps XLA from compiling the key hash again inside every use of every leaf
-    keys = lax.optimization_barrier(noise.fold_in(key, jnp.arange(count, dtype=jnp.uint32)))
-    return [keys[i] for i in range(count)]
+    return separate(leaf_key_table(key, count)) if count else []
+
+
+def leaf_key_table(key, count: int) -> jax.Array:
+    """The same keys in one array, uint32[count, 2]."""
+    return noise.fold_in(key, jnp.arange(count, dtype=jnp.uint32))
 
 
 def own_key(key: jax.Array | int, step, refresh: int) -> jax.Array:
@@ -41,15 +45,28 @@ def own_key(key: jax.Array | int, step, refresh: int) -> jax.Array:
 
 
 def floating_leaves(params) -> list:
-    """The leaves, each of a real floating-point dtype."""
+    """The leaves, each an array of a real floating-point dtype."""
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    if not paths:
+        raise ValueError("the parameters have no leaves: there is nothing to perturb")
     for path, leaf in paths:
+        name = f"leaf {jax.tree_util.keystr(path)}"
+        if not isinstance(leaf, float) and not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"{name} is {leaf!r}, no array: keep it out of the parameters, as "
+                "equinox.partition(model, equinox.is_inexact_array) or nnx.split do"
+            )
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"leaf {jax.tree_util.keystr(path)} has dtype {dtype}; only real floating-point "
+                f"{name} has dtype {dtype}; only real floating-point "
                 "leaves can be perturbed: split it off as frozen (zojax.select) or mask it "
                 "(zojax.masked)"
+            )
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+            raise ValueError(
+                f"{name} {dtype}{list(jnp.shape(leaf))} has been deleted: it was donated to an "
+                "earlier call; go on with what that call returned"
             )
     return [leaf for _, leaf in paths]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from zojax import noise
@@ -12,10 +13,11 @@ from zojax.directions._direction import (
     Direction,
     at_least_one,
     floating_leaves,
-    leaf_keys,
+    leaf_key_table,
     own_key,
 )
 from zojax.virtual import LowRank, Noise, Term
+from zojax.virtual._buffer import separate
 
 _LEFT, _RIGHT, _CORE = 0, 1, 2
 
@@ -53,18 +55,23 @@ def low_rank(rank: int = 1, refresh: int | None = None, *, key: jax.Array | int 
     at_least_one(rank=rank, refresh=1 if refresh is None else refresh)
 
     def terms(sample_key, params, step=0):
-        leaves, keys = _leaves_and_keys(sample_key, params)
-        kept = keys if refresh is None else leaf_keys(own_key(key, step, refresh), len(leaves))
+        leaves = floating_leaves(params)
+        count = len(leaves)
+        own = sample_key if refresh is None else own_key(key, step, refresh)
+        table = jnp.concatenate([leaf_key_table(sample_key, count), leaf_key_table(own, count)])
         matrices = [i for i, leaf in enumerate(leaves) if _is_matrix(leaf)]
+        vectors = [i for i, leaf in enumerate(leaves) if not _is_matrix(leaf)]
         drawn = _normals(
-            [(keys[i], _LEFT, math.prod(jnp.shape(leaves[i])[:-1]), rank) for i in matrices]
-            + [(kept[i], _RIGHT, jnp.shape(leaves[i])[-1], rank) for i in matrices]
+            table,
+            [(i, _LEFT, math.prod(jnp.shape(leaves[i])[:-1]), rank) for i in matrices]
+            + [(count + i, _RIGHT, jnp.shape(leaves[i])[-1], rank) for i in matrices]
+            + [(i, _LEFT, math.prod(jnp.shape(leaves[i])), 1) for i in vectors],
         )
-        factors = {i: (drawn[k], drawn[k + len(matrices)]) for k, i in enumerate(matrices)}
-        return tuple(
-            _product(leaf, *factors[i], rank**-0.5) if i in factors else _dense(keys[i], leaf)
-            for i, leaf in enumerate(leaves)
-        )
+        right, rest = drawn[len(matrices) :], drawn[2 * len(matrices) :]
+        found = {i: _product(leaves[i], drawn[k], right[k], rank**-0.5)
+                 for k, i in enumerate(matrices)}  # fmt: skip
+        found |= {i: _vector(leaves[i], rest[k]) for k, i in enumerate(vectors)}
+        return tuple(found[i] for i in range(count))
 
     rest = "" if refresh is None else f", refresh={refresh}"
     return Direction(terms, f"low_rank({rank}{rest})")
@@ -100,20 +107,21 @@ def subspace(rank: int = 16, refresh: int = 1000, *, key: jax.Array | int = 0) -
     at_least_one(rank=rank, refresh=refresh)
 
     def terms(sample_key, params, step=0):
-        leaves, keys = _leaves_and_keys(sample_key, params)
-        kept = leaf_keys(own_key(key, step, refresh), len(leaves))
+        leaves = floating_leaves(params)
+        kept = leaf_key_table(own_key(key, step, refresh), len(leaves))
+        keys = leaf_key_table(sample_key, len(leaves))
         matrices = [i for i, leaf in enumerate(leaves) if _is_matrix(leaf)]
         bases, cores = [], []
         for side in (_LEFT, _RIGHT):
             for i in matrices:
                 rows, cols = _rows_and_columns(leaves[i])
                 r = min(rank, rows, cols)
-                bases.append((kept[i], side, (rows, cols)[side], r))
+                bases.append((i, side, (rows, cols)[side], r))
         for i in matrices:
             r = min(rank, *_rows_and_columns(leaves[i]))
             layers = jnp.shape(leaves[i])[0] if jnp.ndim(leaves[i]) > 2 else 1
-            cores.append((keys[i], _CORE, layers * r, r))
-        bases, cores = _normals(bases, orthonormal=True), _normals(cores)
+            cores.append((i, _CORE, layers * r, r))
+        bases, cores = _normals(kept, bases, orthonormal=True), _normals(keys, cores)
         found: dict[int, Term] = {}
         for k, i in enumerate(matrices):
             u, v, r = bases[k], bases[k + len(matrices)], cores[k].shape[-1]
@@ -127,11 +135,6 @@ def subspace(rank: int = 16, refresh: int = 1000, *, key: jax.Array | int = 0) -
         )
 
     return Direction(terms, f"subspace({rank}, refresh={refresh})")
-
-
-def _leaves_and_keys(key, params):
-    leaves = floating_leaves(params)
-    return leaves, leaf_keys(key, len(leaves))
 
 
 def _is_matrix(leaf) -> bool:
@@ -156,25 +159,32 @@ def _product(leaf, a: jax.Array, b: jax.Array, scale: float) -> LowRank:
     return LowRank.of_matrices(a.astype(dtype), b.astype(dtype), scale)
 
 
-def _normals(
-    requests: list[tuple[jax.Array, int, int, int]], orthonormal: bool = False
-) -> list[jax.Array]:
-    """Standard normals (rows, rank) for each (key, tag, rows, rank); or the Q of their QR.
+def _vector(leaf, values: jax.Array) -> LowRank:
+    """The term of a vector or a scalar, stored: a factor beside a one."""
+    shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+    one = jnp.ones((*(1,) * len(shape), 1), dtype)
+    return LowRank(values.reshape(*shape, 1).astype(dtype), one, jnp.float32(1.0), shape)
 
-    Those of one size are made by one call, so that compile time does not grow with depth.
+
+def _normals(
+    keys: jax.Array, requests: list[tuple[int, int, int, int]], orthonormal: bool = False
+) -> list[jax.Array]:
+    """Standard normals (rows, rank) for each (place of key, tag, rows, rank); or Q of their QR.
+
+    Those of one size are made by one call, so that compile time does not grow with depth. They are
+    addressed the other way about, a column of the factor being a row of the noise: its key is then
+    hashed `rank` times, not `rows` times.
     """
     by_size: dict[tuple[int, int], list[int]] = {}
     for i, (_, _, rows, rank) in enumerate(requests):
         by_size.setdefault((rows, rank), []).append(i)
     found: list[Any] = [None] * len(requests)
     for (rows, rank), members in by_size.items():
-        keys = jnp.stack([requests[i][0] for i in members])
-        tags = jnp.array([requests[i][1] for i in members], jnp.uint32)
-        bits = noise.stacked_bits(jax.vmap(noise.fold_in)(keys, tags), rows, rank)
-        drawn = noise.gaussian(bits)
+        places, tags = np.array([requests[i][:2] for i in members], np.uint32).T
+        bits = noise.stacked_bits(jax.vmap(noise.fold_in)(keys[places], tags), rank, rows)
+        drawn = jnp.swapaxes(noise.gaussian(bits), 1, 2)
         if orthonormal:
             drawn = jnp.linalg.qr(drawn)[0]
-        drawn = lax.optimization_barrier(drawn)
-        for place, i in enumerate(members):
-            found[i] = drawn[place]
+        for place, value in zip(members, separate(drawn), strict=True):
+            found[place] = value
     return found

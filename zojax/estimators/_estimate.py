@@ -111,10 +111,11 @@ def estimate(
         that keep a part of themselves for several steps.
 
     Raises:
-        TypeError, ValueError: at trace time, if the loss is not a real scalar, a leaf is not
-            floating-point, or a concrete mu is not positive.
+        TypeError, ValueError: at trace time, if the loss is not a real scalar or does not depend on
+            the parameters, a leaf is not a floating-point array, was deleted, or a concrete mu is
+            not positive.
     """
-    virtual_fun = virtualize(fun)
+    virtual_fun = virtualize(fun, on_unused="error")
 
     def one(part: Estimator, key, args, kwargs, step) -> Estimate:
         params = _pick(args, argnums)

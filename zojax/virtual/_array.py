@@ -16,8 +16,36 @@ from zojax.virtual._term import Term
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["base", "entries", "terms"],
-    meta_fields=["name", "sliced"],
+    data_fields=["array", "layer"],
+    meta_fields=["permutation"],
+)
+@dataclass(frozen=True)
+class Origin:
+    """A base that is `transpose(array[layer], permutation)`.
+
+    Attributes:
+        array: dense array.
+        layer: index on its leading axis, or None where there is no such axis.
+        permutation: static.
+    """
+
+    array: jax.Array
+    layer: jax.Array | None
+    permutation: tuple[int, ...]
+
+    def part(self, axis: int, start, size: int) -> jax.Array:
+        """The base's slice of `size` from `start` along `axis`."""
+        part = self.array
+        if self.layer is not None:
+            part = lax.dynamic_index_in_dim(part, self.layer, 0, keepdims=False)
+        part = lax.dynamic_slice_in_dim(part, start, size, self.permutation[axis])
+        return lax.transpose(part, self.permutation)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["base", "entries", "terms", "origin"],
+    meta_fields=["name"],
 )
 @dataclass(frozen=True)
 class VirtualArray:
@@ -28,7 +56,8 @@ class VirtualArray:
         entries: values that replace single entries of the base, or None.
         terms: additive terms (`Noise`, `LowRank`), each of the base's shape.
         name: path of the leaf in its tree, for `explain` and error messages.
-        sliced: whether the base was just cut out of a stack; XLA fuses that with making it dense.
+        origin: what the base was cut out of or transposed from, if it was nothing else: a part of
+            the base is then made from there, and the whole is never stored.
 
     Views (transpose, reshape, slices, casts) give another virtual array, or None where
     a term cannot follow.
@@ -38,7 +67,7 @@ class VirtualArray:
     entries: Entries | None = None
     terms: tuple[Term, ...] = ()
     name: str = ""
-    sliced: bool = False
+    origin: "Origin | None" = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,16 +99,23 @@ class VirtualArray:
             total = total + term.materialize()
         return total.astype(base.dtype)
 
+    @property
+    def moving(self) -> jax.Array | None:
+        """Something of the formula that each query has of its own, or None for a bare base."""
+        if self.terms:
+            return self.terms[0].scale
+        return None if self.entries is None else self.entries.values
+
     def after(self, x: jax.Array) -> "VirtualArray":
         """The same array, whose dense form cannot be made before `x` is there."""
-        if self.terms:
-            first, *rest = self.terms
-            one = after(x, jnp.ones((), jnp.float32))
-            return replace(self, terms=(first.scaled(one), *rest))
-        if self.entries is None:
+        if self.entries is not None:
+            # the copy that the entries are set in must wait, not only the entries
+            return replace(self, base=after(x, self.base), origin=None)
+        if not self.terms:
             return self
-        values = after(x, self.entries.values)
-        return replace(self, entries=replace(self.entries, values=values))
+        first, *rest = self.terms
+        one = after(x, jnp.ones((), jnp.float32))
+        return replace(self, terms=(first.scaled(one), *rest))
 
     def rows(self, index: jax.Array, axis: int, picked: jax.Array) -> jax.Array:
         """Rows at `index` along `axis`, given the base's own rows `picked` (index axes first)."""
@@ -91,9 +127,12 @@ class VirtualArray:
         return total.astype(picked.dtype)
 
     def transpose(self, permutation) -> "VirtualArray | None":
-        return self._view(
+        found = self._view(
             lambda b: lax.transpose(b, permutation), lambda t: t.transpose(permutation)
         )
+        here = self.origin or Origin(self.base, None, tuple(range(self.ndim)))
+        order = tuple(here.permutation[i] for i in permutation)
+        return None if found is None else replace(found, origin=replace(here, permutation=order))
 
     def reshape(self, shape) -> "VirtualArray | None":
         shape = tuple(shape)
@@ -126,10 +165,20 @@ class VirtualArray:
         starts = (i, *(0,) * (self.ndim - 1))
         cut = self.slice(starts, (1, *self.shape[1:]))
         found = None if cut is None else cut.reshape(self.shape[1:])
-        return None if found is None else replace(found, sliced=True)
+        if found is None or self.origin is not None:
+            return found
+        return replace(found, origin=Origin(self.base, jnp.asarray(i), tuple(range(found.ndim))))
 
     def astype(self, dtype) -> "VirtualArray":
-        return replace(self, base=self.base.astype(dtype))
+        return replace(self, base=self.base.astype(dtype), origin=None)
+
+    def part(self, axis: int, start, size: int) -> "VirtualArray | None":
+        """The slice of `size` from `start`, which may be traced, along one axis."""
+        here = self.origin or Origin(self.base, None, tuple(range(self.ndim)))
+        starts = tuple(start if i == axis else 0 for i in range(self.ndim))
+        sizes = tuple(size if i == axis else n for i, n in enumerate(self.shape))
+        cut = lambda t: t.slice(starts, sizes, (1,) * self.ndim)  # noqa: E731
+        return self._with_base(lambda: here.part(axis, start, size), cut)
 
     def _view(self, on_base, on_term) -> "VirtualArray | None":
         return self._with_base(lambda: on_base(self.base), on_term)
@@ -139,7 +188,7 @@ class VirtualArray:
         terms = tuple(on_term(t) for t in self.terms)
         if any(t is None for t in terms) or (entries is None) != (self.entries is None):
             return None
-        return replace(self, base=make_base(), entries=entries, terms=terms)
+        return replace(self, base=make_base(), entries=entries, terms=terms, origin=None)
 
 
 def local_view(array: VirtualArray, base, spec, mesh_shape, index_of) -> "VirtualArray | None":
@@ -153,7 +202,7 @@ def local_view(array: VirtualArray, base, spec, mesh_shape, index_of) -> "Virtua
         index_of: names of mesh axes to this device's place along them.
     """
     if not jax.tree.leaves(tuple(spec)):
-        return replace(array, base=base)
+        return replace(array, base=base, origin=None)
     starts, sizes = [], []
     for axis, size in enumerate(array.shape):
         names = spec[axis] if axis < len(spec) else None

@@ -39,7 +39,7 @@ def dot_general(eqn, values, report: Report):
         return out
 
     if is_dense:
-        panels = None if weight.sliced else _panels(eqn, side, product)
+        panels = _panels(eqn, side, product)
         out = dense_use(product, panels)(x, rest)
     else:
         out = product(x, rest.base)
@@ -80,12 +80,11 @@ def _panels(eqn, side: int, product):
     out_axis = (out.ndim - len(free) if side else len(batch[side])) + free.index(axis)
 
     def in_panels(x, weight: VirtualArray):
-        sizes = [width if i == axis else n for i, n in enumerate(weight.shape)]
-
         def panel(k, out):
             # the last panel may begin earlier, and writes some columns again
             start = jnp.minimum(k * width, size - width)
-            part = weight.slice([start if i == axis else 0 for i in range(weight.ndim)], sizes)
+            part = weight.part(axis, start, width)
+            assert part is not None  # every term follows a slice
             values = product(x, part.materialize())
             return lax.dynamic_update_slice_in_dim(out, values, start, out_axis)
 

@@ -1,5 +1,6 @@
 """Walk a jaxpr whose inputs may be virtual; higher-order primitives are emitted again."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -9,37 +10,67 @@ from jax.sharding import PartitionSpec
 
 from zojax import _compat
 from zojax.virtual._array import VirtualArray, is_virtual, local_view
-from zojax.virtual._buffer import separate
+from zojax.virtual._buffer import after, separate
 from zojax.virtual._report import Report, is_vector
 from zojax.virtual._rules import apply_rule
 
 
-def evaluate(jaxpr, args: list, report: Report) -> list:
-    """Outputs of a jaxpr; an output that is a bare view of a virtual input stays virtual."""
+def evaluate(jaxpr, args: list, report: Report, fixed: Sequence[bool] = ()) -> list:
+    """Outputs of a jaxpr; an output that is a bare view of a virtual input stays virtual.
+
+    Args:
+        jaxpr: closed or not.
+        args: arrays and virtual arrays.
+        report: what became of them.
+        fixed: for each argument, whether it is the same for all queries; empty for none.
+    """
     jaxpr, consts = _compat.open_jaxpr(jaxpr)
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+    same = {v for v, flag in zip(jaxpr.invars, fixed, strict=False) if flag}.union(jaxpr.constvars)
 
     def read(atom):
         return atom.val if hasattr(atom, "val") else env[atom]
 
     for eqn in jaxpr.eqns:
         values = [read(v) for v in eqn.invars]
+        flags = [hasattr(v, "val") or v in same for v in eqn.invars]
         if any(map(is_virtual, values)):
-            outs = _evaluate_virtual(eqn, values, report)
+            outs = _evaluate_virtual(eqn, values, report, flags)
         else:
             outs = _compat.bind(eqn, values)
+            if all(flags):
+                same.update(eqn.outvars)
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
-def _evaluate_virtual(eqn, values, report) -> list:
-    walk = _HIGHER_ORDER.get(eqn.primitive.name)
-    if walk is not None:
-        return walk(eqn, values, report)
+def _evaluate_virtual(eqn, values, report, fixed) -> list:
+    name = eqn.primitive.name
+    if name in _CALLS:
+        return _CALLS[name](eqn, values, report, fixed)
+    if name in _LOOPS:
+        return _LOOPS[name](eqn, values, report)
+    if name in _PRODUCTS:
+        values = _late(values, fixed)
     outs = apply_rule(eqn, values, report)
     if outs is not None:
         return list(outs)
     return _compat.bind(eqn, [_dense(eqn, i, v, report) for i, v in enumerate(values)])
+
+
+def _late(values, fixed):
+    """Inputs of a product that are the same for all queries, made to wait for the query.
+
+    Else XLA takes the product with the base out of the loop over queries, and keeps one more
+    activation in memory through all of them.
+    """
+    moving = next((v.moving for v in values if is_virtual(v)), None)
+    if moving is None:
+        return values
+    return [
+        after(moving, jnp.asarray(v)) if flag and not is_virtual(v) else v
+        for v, flag in zip(values, fixed, strict=True)
+    ]
 
 
 def _dense(eqn, position, value, report):
@@ -55,21 +86,21 @@ def _dense_all(eqn, values, report, offset=0):
     return [_dense(eqn, offset + i, v, report) for i, v in enumerate(values)]
 
 
-def _jit(eqn, values, report):
+def _jit(eqn, values, report, fixed):
     def call(*args):
-        return evaluate(eqn.params["jaxpr"], list(args), report)
+        return evaluate(eqn.params["jaxpr"], list(args), report, fixed)
 
     call.__name__ = eqn.params["name"]
     return jax.jit(call)(*values)
 
 
-def _inline(eqn, values, report):
-    return evaluate(eqn.params["call_jaxpr"], values, report)
+def _inline(eqn, values, report, fixed):
+    return evaluate(eqn.params["call_jaxpr"], values, report, fixed)
 
 
-def _remat(eqn, values, report):
+def _remat(eqn, values, report, fixed):
     def call(*args):
-        return evaluate(eqn.params["jaxpr"], list(args), report)
+        return evaluate(eqn.params["jaxpr"], list(args), report, fixed)
 
     prevent_cse, policy = eqn.params["prevent_cse"], eqn.params["policy"]
     return jax.checkpoint(call, prevent_cse=prevent_cse, policy=policy)(*values)
@@ -77,6 +108,8 @@ def _remat(eqn, values, report):
 
 def _scan(eqn, values, report):
     p = eqn.params
+    if p["length"] == 0:
+        return _compat.bind(eqn, _dense_all(eqn, values, report))
     num_consts, num_carry = _compat.scan_counts(p)
     consts = values[:num_consts]
     carry = _dense_all(eqn, values[num_consts : num_consts + num_carry], report, num_consts)
@@ -156,7 +189,9 @@ def _shard_map(eqn, values, report):
     return _compat.shard_map_again(eqn, body, (list(specs), whole))(bases, formulas)
 
 
-_HIGHER_ORDER = {
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+
+_CALLS = {
     "jit": _jit,
     "closed_call": _inline,
     "core_call": _inline,
@@ -164,6 +199,9 @@ _HIGHER_ORDER = {
     "custom_vjp_call": _inline,
     "remat2": _remat,
     "checkpoint": _remat,
+}
+
+_LOOPS = {
     "scan": _scan,
     "while": _while,
     "cond": _cond,

@@ -26,7 +26,7 @@ def gather(eqn, values, report: Report):
     # a row outside must not be read as one at the edge, whose entries `rows` sets for all its users
     safe = index if len(starts) > 1 else jnp.clip(index, 0, weight.shape[axis] - 1)
     # or XLA hoists the base's rows out of the loop over queries and keeps them in one more buffer
-    late = after(weight.terms[0].scale, safe) if weight.terms else safe
+    late = safe if weight.moving is None else after(weight.moving, safe)
     (picked,) = _compat.bind(eqn, [weight.base, late])
     offsets = list(d.offset_dims)
     kept = [] if d.collapsed_slice_dims else [offsets.pop(axis)]

@@ -62,7 +62,7 @@ def _on_base(eqn, values, report):
     """Layout hints: they concern the part that is stored."""
     (array,) = values
     (base,) = _compat.bind(eqn, [array.base])
-    return replace(array, base=base)
+    return replace(array, base=base, origin=None)
 
 
 def _slice(eqn, values, report):

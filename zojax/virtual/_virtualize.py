@@ -2,17 +2,23 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from zojax.virtual._array import is_virtual, materialize
+from zojax.virtual._dependence import depends
 from zojax.virtual._interpret import abstract, evaluate
 from zojax.virtual._report import Explanation, OnFallback, Report
 
 
-def virtualize(fn: Callable, *, on_fallback: OnFallback = "allow") -> Callable:
+def virtualize(
+    fn: Callable,
+    *,
+    on_fallback: OnFallback = "allow",
+    on_unused: Literal["allow", "error"] = "allow",
+) -> Callable:
     """Let a function take virtual arrays wherever it takes arrays.
 
     The function is traced once with ordinary abstract arrays, then its jaxpr is evaluated with the
@@ -23,6 +29,8 @@ def virtualize(fn: Callable, *, on_fallback: OnFallback = "allow") -> Callable:
         fn: any JAX-traceable function. Arguments that are not arrays are static.
         on_fallback: "allow", "warn" or "error" where a matrix has to be made dense because no rule
             knows its use. `explain` lists them.
+        on_unused: "error" to refuse a function whose outputs depend on no virtual argument, as one
+            that closes over its weights.
 
     Returns:
         A function of the same signature. With no virtual argument it is `fn` itself. Composes with
@@ -39,7 +47,7 @@ def virtualize(fn: Callable, *, on_fallback: OnFallback = "allow") -> Callable:
 
     @functools.wraps(fn)
     def virtual_fn(*args, **kwargs):
-        return _call(fn, args, kwargs, Report(on_fallback))
+        return _call(fn, args, kwargs, Report(on_fallback), on_unused)
 
     return virtual_fn
 
@@ -76,7 +84,7 @@ def _is_array(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 
-def _call(fn, args, kwargs, report: Report):
+def _call(fn, args, kwargs, report: Report, on_unused="allow"):
     leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_virtual)
     if not any(map(is_virtual, leaves)):
         return fn(*args, **kwargs)
@@ -94,6 +102,12 @@ def _call(fn, args, kwargs, report: Report):
 
     values = [leaves[i] for i in dynamic]
     closed = jax.make_jaxpr(flat)(*map(abstract, values))
-    outs = evaluate(closed, values, report)
+    if on_unused == "error" and not any(depends(closed, list(map(is_virtual, values)))):
+        names = ", ".join(v.name or "(unnamed)" for v in values if is_virtual(v))
+        raise ValueError(
+            f"the function does not depend on {names}: its value is the same wherever they are; "
+            "use the parameters that it is given instead of closing over others"
+        )
+    outs = evaluate(closed, values, report, [not is_virtual(v) for v in values])
     assert out_tree is not None
     return jax.tree.unflatten(out_tree, [materialize(o) for o in outs])
