@@ -18,7 +18,7 @@ from zojax import _compat
 from zojax.virtual._array import is_virtual
 from zojax.virtual._contraction import convolution, dot_general
 from zojax.virtual._lookup import gather
-from zojax.virtual._report import Report
+from zojax.virtual._report import Report, is_vector
 
 Rule = Callable[[list[Any], dict[str, Any], Callable[..., jax.Array]], Any]
 
@@ -45,7 +45,7 @@ def _broadcast(eqn, values, report):
     if math.prod(shape) == values[0].size:
         return values[0].reshape(shape)
     # a vector spread over the tokens is used elementwise: dense once, instead of a formula each
-    return values[0].broadcast(shape, dimensions) if values[0].ndim > 1 else None
+    return None if is_vector(values[0]) else values[0].broadcast(shape, dimensions)
 
 
 def _split(eqn, values, report):
