@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
-# before jax is imported anywhere: sharding is tested on eight CPU devices
+# before jax is imported anywhere: sharding is tested on eight CPU devices, and machine code is made
+# without effort, as most of the suite's time is compilation
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
+if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 import pytest
 

@@ -1,5 +1,6 @@
 """`w + c Z` of integer noise: one rounding, the same bits however it is compiled, one fusion."""
 
+import functools
 import re
 
 import jax
@@ -10,6 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zojax import noise
 from zojax.virtual import Noise, VirtualArray
+
+# with the compiler's full effort, contraction of products and sums included
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
 
 KEY = jnp.array([5, 6], jnp.uint32)
 SHAPE = (16, 24, 40)
@@ -48,9 +52,9 @@ def test_eager_jitted_scanned_and_sharded_are_the_float64_oracle(scale, distribu
         return jax.lax.scan(step, None, jnp.arange(w.shape[0]))[1]
 
     np.testing.assert_array_equal(dense(W, KEY, scale), expected)
-    np.testing.assert_array_equal(jax.jit(dense)(W, KEY, scale), expected)
-    np.testing.assert_array_equal(jax.jit(lambda w, k: dense(w, k, scale))(W, KEY), expected)
-    np.testing.assert_array_equal(jax.jit(scanned)(W, KEY, scale), expected)
+    np.testing.assert_array_equal(_jit(dense)(W, KEY, scale), expected)
+    np.testing.assert_array_equal(_jit(lambda w, k: dense(w, k, scale))(W, KEY), expected)
+    np.testing.assert_array_equal(_jit(scanned)(W, KEY, scale), expected)
     batched = jax.vmap(dense, (None, None, 0))(W, KEY, jnp.array([scale, 2 * scale], jnp.float32))
     np.testing.assert_array_equal(batched[0], expected)
     devices = np.array(jax.devices())
@@ -58,7 +62,7 @@ def test_eager_jitted_scanned_and_sharded_are_the_float64_oracle(scale, distribu
     for spec, grid in [(("x", None, "y"), (4, 2)), ((None, "x", None), (8, 1))]:
         mesh = Mesh(devices.reshape(grid), ("x", "y"))
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
-        found = jax.jit(dense, out_shardings=sharding)(jax.device_put(W, sharding), KEY, scale)
+        found = _jit(dense, out_shardings=sharding)(jax.device_put(W, sharding), KEY, scale)
         assert len({str(s.index) for s in found.addressable_shards}) == 8
         np.testing.assert_array_equal(found, expected)
 
@@ -78,7 +82,7 @@ def test_constants_among_the_factors_of_a_scale_change_no_bit(distribution):
     integers, unit = INTEGERS[distribution]
     expected = noise.round_coefficient(expected * jnp.float32(unit))
     expected = expected * integers(noise.bits(KEY, 0, 0))
-    np.testing.assert_array_equal(jax.jit(jax.vmap(values))(points), expected)
+    np.testing.assert_array_equal(_jit(jax.vmap(values))(points), expected)
 
 
 @each_distribution
@@ -90,7 +94,7 @@ def test_an_update_is_one_fusion_without_temporaries(distribution, shape):
     w = jax.ShapeDtypeStruct(shape, jnp.float32)
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
     scale = jax.ShapeDtypeStruct((), jnp.float32)
-    compiled = jax.jit(update, donate_argnums=0).lower(w, key, scale).compile()
+    compiled = _jit(update, donate_argnums=0).lower(w, key, scale).compile()
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes <= 1024
     assert memory.alias_size_in_bytes == 4 * 1024 * 1024  # in place
@@ -111,6 +115,6 @@ def test_sixteen_directions_are_one_fusion():
     w = jax.ShapeDtypeStruct((512, 512), jnp.float32)
     keys = jax.ShapeDtypeStruct((16, 2), jnp.uint32)
     scales = jax.ShapeDtypeStruct((16,), jnp.float32)
-    compiled = jax.jit(update, donate_argnums=0).lower(w, keys, scales).compile()
+    compiled = _jit(update, donate_argnums=0).lower(w, keys, scales).compile()
     # two words a row and direction, at most
     assert compiled.memory_analysis().temp_size_in_bytes <= 16 * 2 * 4 * 512 + 4096

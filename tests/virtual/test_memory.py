@@ -1,4 +1,4 @@
-"""No copy: an estimate needs the temporaries of one forward pass."""
+"""No copy: an estimate needs the temporaries of one forward pass, dense directions too."""
 
 import functools
 
@@ -8,6 +8,7 @@ import pytest
 
 import zojax
 from tests.benchmarks import gpt
+from tests.benchmarks.steps import abstract, initialize, sensitive, sparse_step
 
 
 def _temporaries(fn, *args) -> int:
@@ -23,36 +24,26 @@ def _forward(scanned):
     return loss, params, tokens, _temporaries(loss, params, tokens)
 
 
-def _estimate_temporaries(scanned, direction):
+@pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "unrolled"])
+@pytest.mark.parametrize(
+    "direction",
+    [zojax.low_rank(1), zojax.rademacher(), zojax.gaussian()],
+    ids=lambda direction: direction.name,
+)
+def test_an_estimate_needs_no_more_than_a_forward(scanned, direction):
     loss, params, tokens, forward = _forward(scanned)
     ask = zojax.estimate(loss, zojax.mezo(direction=direction))
     key = jax.eval_shape(lambda: jax.random.key(0))
     fn = lambda key, params, tokens: ask(key, params, tokens).coefficients  # noqa: E731
-    return _temporaries(fn, key, params, tokens), forward, params
-
-
-_UNROLLED = pytest.param(
-    False,
-    marks=pytest.mark.xfail(
-        strict=True,
-        reason="XLA's CPU scheduler makes the weights of many unrolled layers before it uses them",
-    ),
-)
-
-
-@pytest.mark.parametrize("scanned", [True, _UNROLLED])
-def test_low_rank_needs_no_more_than_a_forward(scanned):
-    found, forward, _ = _estimate_temporaries(scanned, zojax.low_rank(1))
+    found = _temporaries(fn, key, params, tokens)
     assert found <= 1.1 * forward, (found, forward)
 
 
-@pytest.mark.parametrize("scanned", [True, _UNROLLED])
-def test_dense_directions_add_the_largest_matrix(scanned):
-    found, forward, params = _estimate_temporaries(scanned, zojax.rademacher())
-    matrices = {"embedding": params["embedding"]} | (
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params["layers"])
-        if scanned
-        else params["layers"][0]
-    )
-    largest = max(x.size * x.dtype.itemsize for x in matrices.values())
-    assert found <= forward + 1.05 * largest, (found, forward, largest)
+@pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "unrolled"])
+def test_sparse_entries_need_no_more_than_a_forward(scanned):
+    loss, params, tokens, forward = _forward(scanned)
+    theta, frozen, merge = sensitive(initialize(0, params))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = sparse_step(loss, merge)
+    found = _temporaries(step, abstract(theta), key, abstract(frozen), tokens)
+    assert found <= 1.1 * forward, (found, forward)

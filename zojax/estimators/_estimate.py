@@ -152,7 +152,11 @@ def estimate(
 
 
 def gradient(
-    estimator: Estimator | Joint, keys: jax.Array, coefficients: jax.Array, params: Any, step=0
+    estimator: Estimator | Joint,
+    keys: jax.Array,
+    coefficients: jax.Array,
+    params: Any,
+    step: Any = 0,
 ) -> Any:
     """The gradient that coefficients and keys stand for, `1/n sum_k c_k z(key_k)`.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -159,18 +160,18 @@ def _cond(eqn, values, report):
     return lax.switch(which, branches, *(v for v in operands if not is_virtual(v)))
 
 
-def _shard_map(eqn, values, report):
+def _shard_map(eqn, inputs, report):
     """Each device takes its part of the base, and its part of the formula."""
     specs, mesh = eqn.params["in_specs"], eqn.params["mesh"]
 
     def local(array, base, spec, index_of):
         return local_view(array, base, spec, dict(mesh.shape), index_of)
 
-    values = [
+    values: list[Any] = [
         _dense(eqn, i, v, report)
         if is_virtual(v) and local(v, v.base, spec, lambda names: 0) is None
         else v
-        for i, (v, spec) in enumerate(zip(values, specs, strict=True))
+        for i, (v, spec) in enumerate(zip(inputs, specs, strict=True))
     ]
     # the formulas go in whole: their factors, keys and entries are small beside the base
     formulas = [(v.entries, v.terms) if is_virtual(v) else None for v in values]
@@ -211,7 +212,7 @@ _LOOPS = {
 
 def abstract(value: VirtualArray | jax.Array):
     """What tracing needs to know of an argument."""
-    if is_virtual(value):
+    if isinstance(value, VirtualArray):
         weak = getattr(value.base, "weak_type", False)
         return jax.ShapeDtypeStruct(value.shape, value.dtype, weak_type=weak)
     return value

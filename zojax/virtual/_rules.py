@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -20,7 +19,7 @@ from zojax.virtual._contraction import convolution, dot_general
 from zojax.virtual._lookup import gather
 from zojax.virtual._report import Report, is_vector
 
-Rule = Callable[[list[Any], dict[str, Any], Callable[..., jax.Array]], Any]
+Rule = Callable[[list[Any], dict[str, Any], Callable[..., Any]], Any]
 
 
 def _transpose(eqn, values, report):
