@@ -106,7 +106,7 @@ def test_normalized_has_no_scale():
     np.testing.assert_allclose(scaled, base, rtol=1e-6)
     two = zojax.Estimator(zojax.gaussian(), zojax.two_sided(2), zojax.normalized(), 0.25)
     found = zojax.estimate(_loss, two)(KEY, W, X)
-    plus, minus = (np.asarray(a, np.float64) for a in found.losses[1:])
+    plus, minus = (np.asarray(a, np.float64) for a in found.losses[1:3])
     expected = (plus - minus) / 2 / np.concatenate([plus, minus]).std()
     np.testing.assert_allclose(found.coefficients, expected, rtol=1e-5)
 
@@ -119,9 +119,9 @@ def test_equal_losses_give_a_zero_gradient(estimator):
 
 def test_shapings_that_lack_a_query_say_so():
     losses = zojax.Losses(None, jnp.ones(3), None)
-    with pytest.raises(ValueError, match="needs a two-sided scheme or one with a base"):
-        zojax.difference()(losses, jnp.float32(1))
-    with pytest.raises(ValueError, match="at least two directions.*found 1 one-sided"):
+    with pytest.raises(ValueError, match="needs a two-sided scheme, one with a base query, or a"):
+        zojax.difference()(losses, jnp.float32(1), KEY)
+    with pytest.raises(ValueError, match=r"at least two directions.*found 1 direction"):
         zojax.estimate(_loss, zojax.fzoo(num_samples=1))(KEY, W, X)
 
 

@@ -5,71 +5,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.core import Tracer
 
 from zojax import noise
-from zojax.directions import Direction, combine, perturb
-from zojax.estimators._schemes import Losses, Scheme
-from zojax.estimators._shaping import Shaping
+from zojax.directions import combine, perturb
+from zojax.estimators._estimator import (
+    Adaptive,
+    AnyEstimator,
+    Estimator,
+    Joint,
+    init,
+    num_coefficients,
+    parts,
+)
+from zojax.estimators._queries import answers
+from zojax.estimators._schemes import Losses
 from zojax.virtual import virtualize
 
-
-class Estimator(NamedTuple):
-    """A zeroth-order gradient estimator: where to look, where to ask, what to make of the answers.
-
-    Attributes:
-        direction: distribution of directions.
-        scheme: where along each direction the loss is asked.
-        shaping: losses to coefficients.
-        mu: smoothing parameter, a positive float or a schedule of the step.
-    """
-
-    direction: Direction
-    scheme: Scheme
-    shaping: Shaping
-    mu: optax.ScalarOrSchedule
-
-    def mu_at(self, step) -> jax.Array:
-        """mu at a step, float32 scalar."""
-        return jnp.asarray(self.mu(step) if callable(self.mu) else self.mu, jnp.float32)
-
-
-class Joint(NamedTuple):
-    """Several estimators whose gradients add up; make one with `joint`."""
-
-    parts: tuple[Estimator, ...]
-
-
-def joint(*estimators: Estimator) -> Joint:
-    """Estimate each block of parameters in its own way: `g = sum_i g_i`.
-
-    Give each estimator a `masked` direction over leaves that no other one moves. Where a block sits
-    late in the model (a head), ask many of its directions at once: under `vmap` everything before
-    the first perturbed leaf is computed once and shared by all of them.
-
-    Args:
-        *estimators: at least one.
-
-    Returns:
-        A `Joint`, accepted wherever an `Estimator` is.
-
-    Raises:
-        ValueError: if none is given.
-    """
-    if not estimators:
-        raise ValueError("joint() needs at least one estimator")
-    return Joint(estimators)
-
-
-def num_samples(estimator: Estimator | Joint) -> int:
-    """Directions an estimate."""
-    return sum(part.scheme.num_samples for part in _parts(estimator))
-
-
-def num_queries(estimator: Estimator | Joint) -> int:
-    """Losses asked an estimate."""
-    return sum(part.scheme.num_queries for part in _parts(estimator))
+_SHAPING = 0x73686170  # folded into the key of an estimate for shapings that draw
 
 
 class Estimate(NamedTuple):
@@ -93,10 +46,11 @@ class Estimate(NamedTuple):
 
 def estimate(
     fun: Callable,
-    estimator: Estimator | Joint,
+    estimator: AnyEstimator,
     *,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
+    per_example: bool = False,
 ) -> Callable[..., Estimate]:
     """Ask a loss along random directions; coefficients and keys instead of a gradient.
 
@@ -105,15 +59,18 @@ def estimate(
         estimator: for example `zojax.mezo()`.
         argnums: which arguments hold the parameters, as in `jax.grad`.
         has_aux: whether `fun` returns auxiliary data.
+        per_example: whether the loss is float[B], one an example, and their mean what is minimised.
+            Differences are then taken of each example before they are averaged.
 
     Returns:
-        `(key, *args, step=0) -> Estimate`, traceable; `step` feeds a schedule of mu, and directions
-        that keep a part of themselves for several steps.
+        `(key, *args, step=0, state=None) -> Estimate`, traceable; `step` feeds a schedule of mu,
+        and directions that keep a part of themselves for several steps; `state` is the memory of an
+        adaptive estimator, that of `init` if None.
 
     Raises:
-        TypeError, ValueError: at trace time, if the loss is not a real scalar or does not depend on
-            the parameters, a leaf is not a floating-point array, was deleted, or a concrete mu is
-            not positive.
+        TypeError, ValueError: at trace time, if the loss is not a real scalar (or vector) or does
+            not depend on the parameters, a leaf is not a floating-point array, was deleted, or a
+            concrete mu is not positive.
     """
     virtual_fun = virtualize(fun, on_unused="error")
 
@@ -121,25 +78,30 @@ def estimate(
         params = _pick(args, argnums)
         mu = part.mu_at(step)
         _check_mu(mu)
-        samples = jnp.arange(part.scheme.num_samples, dtype=jnp.uint32)
-        keys = noise.fold_in(key, samples)
 
         def ask(direction_key, scale):
             moved = perturb(part.direction, direction_key, params, scale, step)
             out = virtual_fun(*_put(args, argnums, moved), **kwargs)
             loss, aux = out if has_aux else (out, None)
-            return _scalar(loss), aux
+            return _checked(loss, per_example), aux
 
-        losses, aux = part.scheme.evaluate(ask, keys, mu)
-        return Estimate(losses.value, losses, part.shaping(losses, mu), keys, aux)
+        keys = part.scheme.keys(key)
+        losses, aux = answers(part, ask, keys, mu, step)
+        found = part.shaping(losses, mu, _shaping_key(key))
+        if part.active is not None:
+            n, active = part.scheme.num_samples, jnp.asarray(part.active(step))
+            found = jnp.where(jnp.arange(n) < active, found, 0.0) * (n / active)
+        return Estimate(losses.value, losses, found, _one_each(keys, found), aux)
 
-    def estimated(key: jax.Array, *args, step=0, **kwargs) -> Estimate:
-        if isinstance(estimator, Estimator):
-            return one(estimator, key, args, kwargs, step)
-        found = [
-            one(part, noise.fold_in(key, i), args, kwargs, step)
-            for i, part in enumerate(estimator.parts)
+    def estimated(key: jax.Array, *args, step=0, state=None, **kwargs) -> Estimate:
+        memory = init(estimator, _pick(args, argnums)) if state is None else state
+        now = [
+            part.at(kept) if isinstance(part, Adaptive) else part
+            for part, kept in zip(parts(estimator), memory, strict=True)
         ]
+        if not isinstance(estimator, Joint):
+            return one(now[0], key, args, kwargs, step)
+        found = [one(part, noise.fold_in(key, i), args, kwargs, step) for i, part in enumerate(now)]
         return Estimate(
             value=jnp.mean(jnp.stack([f.value for f in found])),
             losses=tuple(f.losses for f in found),
@@ -151,14 +113,15 @@ def estimate(
     return estimated
 
 
-def gradient(
-    estimator: Estimator | Joint,
+def advance(
+    estimator: AnyEstimator,
     keys: jax.Array,
     coefficients: jax.Array,
     params: Any,
     step: Any = 0,
-) -> Any:
-    """The gradient that coefficients and keys stand for, `1/n sum_k c_k z(key_k)`.
+    state: tuple | None = None,
+) -> tuple[Any, tuple]:
+    """The gradient that an estimate stands for, and the estimator's memory after it.
 
     Args:
         estimator: the one that made the estimate.
@@ -166,25 +129,52 @@ def gradient(
         coefficients: float32[n].
         params: tree of the parameters; only shapes and dtypes are read.
         step: the step of the estimate.
+        state: the memory that the estimate was made with; that of `init` if None.
 
     Returns:
-        Tree like `params`.
+        Tree like `params`, `1/n sum_k c_k z(key_k)` where the estimator is not adaptive, and the
+        next state.
     """
-    total, start = None, 0
-    for part in _parts(estimator):
-        end = start + part.scheme.num_samples
-        grads = combine(part.direction, keys[start:end], coefficients[start:end], params, step)
+    memory = init(estimator, params) if state is None else state
+    total, start, after = None, 0, []
+    for part, kept in zip(parts(estimator), memory, strict=True):
+        end = start + num_coefficients(part)
+        if isinstance(part, Adaptive):
+            grads, kept = part.advance(kept, keys[start:end], coefficients[start:end], params, step)
+        else:
+            grads = combine(part.direction, keys[start:end], coefficients[start:end], params, step)
+        after.append(kept)
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
         start = end
-    return total
+    return total, tuple(after)
+
+
+def gradient(
+    estimator: AnyEstimator,
+    keys: jax.Array,
+    coefficients: jax.Array,
+    params: Any,
+    step: Any = 0,
+    state: tuple | None = None,
+) -> Any:
+    """The gradient that coefficients and keys stand for, `1/n sum_k c_k z(key_k)`.
+
+    Args:
+        estimator, keys, coefficients, params, step, state: as of `advance`.
+
+    Returns:
+        Tree like `params`; the first part of what `advance` returns.
+    """
+    return advance(estimator, keys, coefficients, params, step, state)[0]
 
 
 def value_and_grad(
     fun: Callable,
-    estimator: Estimator | Joint,
+    estimator: AnyEstimator,
     *,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
+    per_example: bool = False,
 ) -> Callable:
     """Like `jax.value_and_grad`, with forward passes only; the key comes first.
 
@@ -196,10 +186,12 @@ def value_and_grad(
         estimator: for example `zojax.fzoo(num_samples=8)`.
         argnums: which arguments to differentiate, as in `jax.value_and_grad`.
         has_aux: whether `fun` returns auxiliary data; see `Estimate.aux` for which query's.
+        per_example: whether the loss is float[B], one an example, as in `estimate`.
 
     Returns:
-        `(key, *args, step=0) -> (value, grads)` or `((value, aux), grads)`; grads like the
-        parameters.
+        `(key, *args, step=0, state=None) -> (value, grads)` or `((value, aux), grads)`; grads like
+        the parameters. An adaptive estimator learns nothing from a call: go on with `estimate` and
+        `advance`, or `zeroth_order`, which keep its state.
 
     Raises:
         As `estimate`.
@@ -211,19 +203,29 @@ def value_and_grad(
     >>> grads.shape
     (4,)
     """
-    ask = estimate(fun, estimator, argnums=argnums, has_aux=has_aux)
+    ask = estimate(fun, estimator, argnums=argnums, has_aux=has_aux, per_example=per_example)
 
-    def value_and_grads(key: jax.Array, *args, step=0, **kwargs):
-        found = ask(key, *args, step=step, **kwargs)
+    def value_and_grads(key: jax.Array, *args, step=0, state=None, **kwargs):
+        found = ask(key, *args, step=step, state=state, **kwargs)
         params = _pick(args, argnums)
-        grads = gradient(estimator, found.keys, found.coefficients, params, step)
+        grads = gradient(estimator, found.keys, found.coefficients, params, step, state)
         return ((found.value, found.aux) if has_aux else found.value), grads
 
     return value_and_grads
 
 
-def _parts(estimator: Estimator | Joint) -> tuple[Estimator, ...]:
-    return (estimator,) if isinstance(estimator, Estimator) else estimator.parts
+def _shaping_key(key) -> jax.Array:
+    return jax.random.wrap_key_data(noise.fold_in(key, _SHAPING), impl="threefry2x32")
+
+
+def _one_each(keys: jax.Array, coefficients: jax.Array) -> jax.Array:
+    """The keys, again from the first where a shaping has more to say than one number for each."""
+    if coefficients.ndim != 1 or coefficients.shape[0] % keys.shape[0]:
+        raise ValueError(
+            f"the shaping returned {list(coefficients.shape)} coefficients for {keys.shape[0]} "
+            "directions; expected one for each"
+        )
+    return jnp.tile(keys, (coefficients.shape[0] // keys.shape[0], 1))
 
 
 def _pick(args: tuple, argnums):
@@ -241,12 +243,20 @@ def _put(args: tuple, argnums, values) -> tuple:
     return tuple(new)
 
 
-def _scalar(loss) -> jax.Array:
+def _checked(loss, per_example: bool) -> jax.Array:
     loss = jnp.asarray(loss)
-    if loss.shape != () or jnp.issubdtype(loss.dtype, jnp.complexfloating):
+    if loss.ndim != per_example or jnp.issubdtype(loss.dtype, jnp.complexfloating):
+        wanted, way_out = (
+            ("a vector of real losses, one an example", "leave per_example out for a mean")
+            if per_example
+            else (
+                "a real scalar",
+                "return its mean, pass per_example=True if it is one loss an example, or "
+                "has_aux=True if the function returns (loss, aux)",
+            )
+        )
         raise ValueError(
-            f"the loss must be a real scalar, found {loss.dtype}{list(loss.shape)}; "
-            "return its mean, or pass has_aux=True if the function returns (loss, aux)"
+            f"the loss must be {wanted}, found {loss.dtype}{list(loss.shape)}; {way_out}"
         )
     return loss.astype(jnp.float32)
 

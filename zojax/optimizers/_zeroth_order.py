@@ -1,35 +1,38 @@
 """The estimator as an optax gradient transformation."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from zojax.estimators import Estimator, Joint, estimate, gradient, num_samples
+from zojax.estimators import AnyEstimator, advance, estimate, init, num_coefficients
 
 
 class ZerothOrderState(NamedTuple):
-    """State of `zeroth_order`: O(1) in the size of the model, and enough to replay the last step.
+    """State of `zeroth_order`: O(1) in the size of the model unless the estimator is adaptive.
 
-    Step t uses `jax.random.fold_in(key, t)`; no key is used twice.
+    Step t uses `jax.random.fold_in(key, t)`; no key is used twice. With the state before it, the
+    coefficients replay a step.
     """
 
     count: jax.Array  # shape=(), dtype=jnp.int32
     key: jax.Array  # shape=(), typed key
     value: jax.Array  # shape=(), dtype=jnp.float32: loss of the last estimate
-    coefficients: jax.Array  # shape=(num_samples,), dtype=jnp.float32: of the last estimate
+    coefficients: jax.Array  # shape=(num_coefficients,), dtype=jnp.float32: of the last estimate
+    memory: Any  # what an adaptive estimator learnt; empty otherwise
 
 
 def zeroth_order(
-    estimator: Estimator | Joint, key: jax.Array | int
+    estimator: AnyEstimator, key: jax.Array | int, *, per_example: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Make gradient estimates inside an optax chain; goes first in it.
 
     Args:
         estimator: for example `zojax.mezo()`.
         key: typed key or integer seed.
+        per_example: whether `value_fn` returns one loss an example, as in `estimate`.
 
     Returns:
         A transformation whose `update(updates, state, params, *, value_fn, **extra)` ignores
@@ -50,16 +53,16 @@ def zeroth_order(
     >>> bool(loss(w, jnp.ones(2)) < 1e-3)
     True
     """
-    n = num_samples(estimator)
+    n = num_coefficients(estimator)
 
-    def init(params):
-        del params
+    def init_fn(params):
         typed = jax.random.key(key) if isinstance(key, int) else key
         return ZerothOrderState(
             count=jnp.zeros((), jnp.int32),
             key=typed,
             value=jnp.zeros((), jnp.float32),
             coefficients=jnp.zeros((n,), jnp.float32),
+            memory=init(estimator, params),
         )
 
     def update(updates, state, params=None, *, value_fn: Callable | None = None, **extra):
@@ -71,14 +74,18 @@ def zeroth_order(
                 "tx.update(None, state, params, value_fn=loss, batch=batch)"
             )
         step_key = jax.random.fold_in(state.key, state.count)
-        found = estimate(value_fn, estimator)(step_key, params, step=state.count, **extra)
-        grads = gradient(estimator, found.keys, found.coefficients, params, state.count)
+        asked = estimate(value_fn, estimator, per_example=per_example)
+        found = asked(step_key, params, step=state.count, state=state.memory, **extra)
+        grads, memory = advance(
+            estimator, found.keys, found.coefficients, params, state.count, state.memory
+        )
         new_state = ZerothOrderState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             key=state.key,
             value=found.value,
             coefficients=found.coefficients,
+            memory=memory,
         )
         return grads, new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init_fn, update)

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from zojax import noise
-from zojax.estimators import Estimate, Estimator, Joint, estimate, gradient
+from zojax.estimators import AnyEstimator, Estimate, advance, estimate
+from zojax.estimators import init as init_memory
 from zojax.optimizers import apply_updates
 from zojax.virtual import virtualize
 
@@ -37,6 +38,7 @@ class TrainState(NamedTuple):
     trainable: Any
     opt_state: Any
     key: jax.Array  # shape=(), typed key; step t uses fold_in(key, t)
+    memory: Any  # what an adaptive estimator learnt; empty otherwise
 
 
 class Functions(NamedTuple):
@@ -68,7 +70,7 @@ class Metrics(NamedTuple):
 def training_functions(
     problem: Problem,
     merge: Callable[[Any, Any], Any],
-    estimator: Estimator | Joint,
+    estimator: AnyEstimator,
     optimizer: optax.GradientTransformation,
 ) -> Functions:
     """Build the functions of a run.
@@ -88,7 +90,8 @@ def training_functions(
     def init(trainable, key):
         # copies, as `apply` donates its state and the caller may still hold tree and key
         own = jax.tree.map(jnp.array, trainable)
-        return TrainState(jnp.zeros((), jnp.int32), own, optimizer.init(own), key.copy())
+        memory = init_memory(estimator, own)
+        return TrainState(jnp.zeros((), jnp.int32), own, optimizer.init(own), key.copy(), memory)
 
     def loss_of(trainable, frozen, batch):
         return virtual_loss(merge(trainable, frozen), batch)
@@ -96,14 +99,16 @@ def training_functions(
     def ask(state: TrainState, frozen, batch) -> Estimate:
         key = jax.random.fold_in(state.key, state.step)
         asked = estimate(loss_of, estimator)
-        return asked(key, state.trainable, frozen, batch, step=state.step)
+        return asked(key, state.trainable, frozen, batch, step=state.step, state=state.memory)
 
     def apply(state: TrainState, keys, coefficients) -> TrainState:
-        grads = gradient(estimator, keys, coefficients, state.trainable, state.step)
+        grads, memory = advance(
+            estimator, keys, coefficients, state.trainable, state.step, state.memory
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         rounding = noise.fold_in(jax.random.fold_in(state.key, state.step), _ROUNDING)
         trainable = apply_updates(state.trainable, updates, key=rounding)
-        return TrainState(state.step + 1, trainable, opt_state, state.key)
+        return TrainState(state.step + 1, trainable, opt_state, state.key, memory)
 
     def predict(trainable, frozen, batch):
         return virtual_logits(merge(trainable, frozen), batch)

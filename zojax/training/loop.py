@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from zojax.estimators import Estimator, Joint, num_samples
+from zojax.estimators import AnyEstimator, num_coefficients
 from zojax.trainables import Split
 from zojax.training.checkpoint import Checkpoints
 from zojax.training.functions import Functions, Metrics, Problem, TrainState, evaluate
@@ -59,7 +59,7 @@ def fit(
     functions: Functions,
     problem: Problem,
     split: Split,
-    estimator: Estimator | Joint,
+    estimator: AnyEstimator,
     *,
     batch_at: Callable[[int], Any],
     held_out: Callable[[], Iterable[tuple[Any, np.ndarray]]],
@@ -94,7 +94,7 @@ def fit(
     state = functions.init(split.trainable, key)
     checkpoints = Checkpoints(folder.path / "checkpoints")
     run = {"trainables": len(jax.tree.leaves(split.trainable))}
-    journal = Journal(folder.path / "journal.bin", num_samples(estimator), run)
+    journal = Journal(folder.path / "journal.bin", num_coefficients(estimator), run)
     metrics = _open_lines(folder.path / "metrics.jsonl")
 
     def log(row: dict[str, Any]) -> None:
