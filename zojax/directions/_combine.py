@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from zojax.directions._direction import Direction
-from zojax.virtual import VirtualArray
+from zojax.virtual import Term, VirtualArray
 
 _UNROLLED = 16  # directions in one fusion; more need a loop, which carries a full accumulator
 _CHUNK = 8  # directions an iteration of that loop: compile time against traffic
@@ -56,17 +56,51 @@ def combine(
         Tree like `params`, in its dtypes, accumulated in float32. Under `jit` the sum fuses into
         whatever uses it, up to 16 directions at a time.
     """
-    leaves, tree = jax.tree.flatten(params)
     count = keys.shape[0]
     # times the reciprocal: XLA would compile a division otherwise than it evaluates one
     weights = coefficients.astype(jnp.float32) * np.float32(1 / count)
+    if direction.combine is not None:
+        return _like(params, direction.combine(keys, weights, params, step))
+    return _like(params, _sum(direction, keys, weights, params, step, _scaled))
+
+
+def combine_squares(
+    direction: Direction, keys: jax.Array, coefficients: jax.Array, params: Any, step=0
+) -> Any:
+    """The weighted mean of squares, `1/n sum_k c_k (z(key_k)^2 - 1)`, entry by entry.
+
+    With `c_k = z_k . H z_k` and independent entries of kurtosis k its expectation is
+    `(k - 1) diag(H)`: twice the diagonal for `gaussian`, nothing for `rademacher`.
+
+    Args:
+        direction, keys, coefficients, params, step: as of `combine`.
+
+    Returns:
+        Tree like `params`, in float32.
+    """
+    weights = coefficients.astype(jnp.float32) * np.float32(1 / keys.shape[0])
+    totals = _sum(direction, keys, weights, params, step, _squared)
+    return jax.tree.unflatten(jax.tree.structure(params), totals)
+
+
+def _scaled(term: Term, weight: jax.Array) -> jax.Array:
+    return term.scaled(weight).materialize()
+
+
+def _squared(term: Term, weight: jax.Array) -> jax.Array:
+    return (jnp.square(term.materialize()) - 1) * weight
+
+
+def _sum(direction: Direction, keys, weights, params, step, value) -> list[jax.Array]:
+    """`sum_k value(z_k, w_k)` of each leaf, float32."""
+    leaves, count = jax.tree.leaves(params), keys.shape[0]
 
     def chunk_sum(keys, weights):
         totals = [jnp.zeros(jnp.shape(leaf), jnp.float32) for leaf in leaves]
         for k in range(keys.shape[0]):
             for i, term in enumerate(direction.terms(keys[k], params, step)):
                 if term is not None:
-                    totals[i] = totals[i] + term.scaled(weights[k]).materialize()
+                    totals[i] = totals[i] + value(term, weights[k])
         return totals
 
     head = count % _CHUNK if count > _UNROLLED else count
@@ -81,5 +115,10 @@ def combine(
             totals,
             chunks,
         )
+    return totals
+
+
+def _like(params: Any, totals: list[jax.Array]) -> Any:
+    leaves, tree = jax.tree.flatten(params)
     grads = [t.astype(jnp.result_type(leaf)) for t, leaf in zip(totals, leaves, strict=True)]
     return jax.tree.unflatten(tree, grads)

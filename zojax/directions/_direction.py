@@ -22,10 +22,14 @@ class Direction(NamedTuple):
             `params` are read; `step`, an integer that may be traced, matters to directions that
             keep a part of themselves for several steps.
         name: for messages.
+        combine: `(keys uint32[n, 2], weights float32[n], params, step=0) -> list` with
+            `sum_k w_k z(key_k)` of each leaf in float32, for directions that know a shorter way
+            than adding their terms up; None otherwise.
     """
 
     terms: Callable[..., tuple[Term | None, ...]]
     name: str
+    combine: Callable[..., list] | None = None
 
 
 def leaf_keys(key, count: int) -> list[jax.Array]:

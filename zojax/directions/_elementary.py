@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from zojax.directions._direction import Direction, floating_leaves, leaf_keys
-from zojax.virtual import Noise
+from zojax.virtual import Noise, Term
 
 _PART = 2**18  # entries of a leaf whose noise is stored at a time for the norm
 
@@ -74,7 +74,7 @@ def sphere() -> Direction:
             Noise.of_leaf(k, 1.0, "gaussian", jnp.shape(leaf))
             for k, leaf in zip(keys, leaves, strict=True)
         ]
-        squares = [_squared_norm(term) for term in normals]
+        squares = [squared_norm(term) for term in normals]
         size = sum(math.prod(term.shape) for term in normals)
         factor = jnp.sqrt(size / jnp.maximum(sum(squares), jnp.finfo(jnp.float32).tiny))
         return tuple(term.scaled(factor) for term in normals)
@@ -82,7 +82,8 @@ def sphere() -> Direction:
     return Direction(terms, "sphere()")
 
 
-def _squared_norm(term: Noise) -> jax.Array:
+def squared_norm(term: Term) -> jax.Array:
+    """The sum of squares of a term, float32, with little of it stored at a time."""
     size = math.prod(term.shape)
     parts = -(-size // max(_PART, size // 64))
     if parts <= 1:
@@ -95,7 +96,9 @@ def _squared_norm(term: Noise) -> jax.Array:
 
     def add(i, total):
         first = i * length
-        part = matrix.slice((first, 0) if axis == 0 else (0, first), sizes, (1, 1)).materialize()
+        cut = matrix.slice((first, 0) if axis == 0 else (0, first), sizes, (1, 1))
+        assert cut is not None
+        part = cut.materialize()
         # the barrier keeps XLA from making the noise with unfused operations inside the sum
         squares = jnp.sum(jnp.square(lax.optimization_barrier(part)), axis=1 - axis)
         return total + jnp.sum(jnp.where(first + jnp.arange(length) < count, squares, 0.0))

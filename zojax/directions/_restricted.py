@@ -1,4 +1,4 @@
-"""Directions that move a part of the parameters: leaves, blocks, coordinates, n of every m."""
+"""Directions that move a part of the parameters: leaves, blocks, n of every m."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,17 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zojax import noise
-from zojax.directions._direction import (
-    Direction,
-    at_least_one,
-    below,
-    choose,
-    floating_leaves,
-    leaf_keys,
-)
+from zojax.directions._direction import Direction, choose, leaf_keys
 from zojax.virtual import LowRank, Term
 from zojax.virtual._pattern import Pattern
 from zojax.virtual._product import Gated, Product
@@ -59,7 +51,7 @@ def masked(direction: Direction, mask: Any | Callable[[Any], Any]) -> Direction:
 def blocks(
     direction: Direction,
     partition: Any | Callable[[Any], Any] = None,
-    probabilities: Mapping[Any, float] | None = None,
+    probabilities: Mapping[Any, float] | jax.Array | None = None,
 ) -> Direction:
     """One block of leaves at a time, drawn at random: `z = z' / sqrt(p_block)` in it, 0 elsewhere.
 
@@ -71,7 +63,8 @@ def blocks(
         direction: any direction.
         partition: tree of labels, a prefix of the parameter tree, or a function from parameters
             to such a tree; leaves of one label are a block. None makes each leaf a block.
-        probabilities: positive weight of each label, normalised here; None makes all equal.
+        probabilities: positive weight of each label, normalised here; None makes all equal. Or an
+            array of them, in the order in which the labels first appear, which may be traced.
 
     Returns:
         A `Direction`. The noise of the other blocks is not made (unless queries are batched with
@@ -93,18 +86,23 @@ def blocks(
         drawn = list(dict.fromkeys(b for b, n in zip(labels, sizes, strict=True) if n))
         if not drawn:
             raise ValueError("the parameters have no entries: there is no block to draw")
-        weights = _weights(drawn, set(labels), probabilities)
-        words = noise.bits(key, _BLOCK, jnp.arange(2))
-        # integers, so that the draw is exact
-        scale = math.lcm(*(w.denominator for w in weights))
-        index = choose((words[0], words[1]), [int(w * scale) for w in weights])
+        if probabilities is None or isinstance(probabilities, Mapping):
+            weights = _weights(drawn, set(labels), probabilities)
+            roots = [float(sum(weights) / w) ** 0.5 for w in weights]
+            words = noise.bits(key, _BLOCK, jnp.arange(2))
+            # integers, so that the draw is exact
+            scale = math.lcm(*(w.denominator for w in weights))
+            index = choose((words[0], words[1]), [int(w * scale) for w in weights])
+        else:
+            weights = _traced_weights(drawn, probabilities)
+            roots, index = list(jax.lax.rsqrt(weights)), drawn_block(key, weights)
         out: list[Term | None] = []
         for label, term in zip(labels, direction.terms(key, params, step), strict=True):
             if term is None or label not in drawn:
                 out.append(term)
                 continue
             place = drawn.index(label)
-            active, root = index == place, float(sum(weights) / weights[place]) ** 0.5
+            active, root = index == place, roots[place]
             if isinstance(term, LowRank):
                 out.append(term.scaled(jnp.where(active, root, 0.0).astype(jnp.float32)))
             else:
@@ -112,64 +110,6 @@ def blocks(
         return tuple(out)
 
     return Direction(terms, f"blocks({direction.name})")
-
-
-def coordinates(count: int = 1, mask: Any | Callable[[Any], Any] = None) -> Direction:
-    """A few coordinates drawn uniformly: `z = sqrt(d / count) sum_j s_j e_(i_j)`, signs s_j.
-
-    The coordinates are drawn independently, with replacement, from the whole tree. The total
-    variance of the two-sided estimate with n samples is `(d + 1 - 2 / count) |g|^2 / n`.
-
-    Args:
-        count: coordinates a direction, at least 1.
-        mask: tree of booleans or boolean arrays of the leaves' shapes, a prefix of the parameter
-            tree, or a function from parameters to such a tree: the coordinates to draw from, d of
-            them. Concrete values; None means all.
-
-    Returns:
-        A `Direction`. Nothing dense is made in a matmul: the term is a product of factors with
-        one 1 a column, of `rows x count` and `columns x count` numbers a leaf. For thousands of
-        coordinates that stay the same, `zojax.sensitive` is cheaper.
-
-    Raises:
-        ValueError: if `count` is below 1, the mask picks no coordinate or fits not the tree.
-
-    Reference: Lian et al., A comprehensive linear speedup analysis for asynchronous stochastic
-    parallel optimization from zeroth-order to first-order, 2016.
-    """
-    at_least_one(count=count)
-
-    def terms(key, params, step=0):
-        del step
-        leaves = floating_leaves(params)
-        open_to = [None] * len(leaves) if mask is None else _positions(mask, params)
-        sizes = [
-            math.prod(jnp.shape(leaf)) if at is None else len(at)
-            for leaf, at in zip(leaves, open_to, strict=True)
-        ]
-        total = sum(sizes)
-        if not total:
-            raise ValueError("there is no coordinate to draw: every direction would be zero")
-        words = noise.bits(key, jnp.arange(count)[:, None], jnp.arange(7)).T
-        leaf_index = choose((words[0], words[1]), sizes)
-        signs = noise.rademacher(words[6])
-        out: list[Term | None] = []
-        for i, (leaf, at, size) in enumerate(zip(leaves, open_to, sizes, strict=True)):
-            if not size:
-                out.append(None)
-                continue
-            shape = jnp.shape(leaf)
-            rows, cols = math.prod(shape[:-1]), shape[-1] if shape else 1
-            if at is None:
-                row, col = below((words[2], words[3]), rows), below((words[4], words[5]), cols)
-            else:
-                position = jnp.asarray(at)[below((words[2], words[3]), size)]
-                row, col = position // jnp.uint32(cols), position % jnp.uint32(cols)
-            weight = jnp.where(leaf_index == i, signs, 0.0)
-            out.append(_added(leaf, row, col, weight, (total / count) ** 0.5))
-        return tuple(out)
-
-    return Direction(terms, f"coordinates({count})")
 
 
 def n_m(direction: Direction, n: int, m: int) -> Direction:
@@ -211,18 +151,6 @@ def n_m(direction: Direction, n: int, m: int) -> Direction:
     return Direction(terms, f"n_m({direction.name}, {n}, {m})")
 
 
-def _added(leaf, row: jax.Array, col: jax.Array, weight: jax.Array, scale: float) -> LowRank:
-    """`scale * sum_j weight_j e_(row_j, col_j)`: one entry a column of two factors."""
-    shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
-    rows, cols = math.prod(shape[:-1]), shape[-1] if shape else 1
-    left = jnp.where(jnp.arange(rows, dtype=jnp.uint32)[:, None] == row, weight, 0.0)
-    right = jnp.arange(cols, dtype=jnp.uint32)[:, None] == col
-    # the left factor has all axes but the last, the right one the last
-    left = left.reshape(*shape[:-1], *(1,) * min(len(shape), 1), row.size)
-    right = right.reshape(*(1,) * (len(shape) - 1), *shape[-1:], row.size)
-    return LowRank(left.astype(dtype), right.astype(dtype), jnp.float32(scale), shape)
-
-
 def spread(tree: Any, params: Any, what: str) -> list:
     """One value for each leaf of the parameters, from a prefix or a function."""
     tree = tree(params) if callable(tree) else tree
@@ -234,6 +162,23 @@ def spread(tree: Any, params: Any, what: str) -> list:
             f"{jax.tree.structure(params)}"
         ) from error
     return jax.tree.leaves(spread)
+
+
+def drawn_block(key: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """The place of the block that `blocks` draws for a key; right to within 2^-24."""
+    word = noise.bits(key, _BLOCK, jnp.arange(1))[0]
+    uniform = (word >> jnp.uint32(8)).astype(jnp.float32) * 2.0**-24
+    return jnp.sum(uniform >= jnp.cumsum(probabilities)[:-1])
+
+
+def _traced_weights(drawn: list, probabilities) -> jax.Array:
+    found = jnp.asarray(probabilities, jnp.float32)
+    if found.shape != (len(drawn),):
+        raise ValueError(
+            f"the probabilities have shape {list(found.shape)}; the partition has {len(drawn)} "
+            "blocks with entries: give one weight for each"
+        )
+    return found / jnp.sum(found)
 
 
 def _weights(drawn: list, labels: set, probabilities) -> list[Fraction]:
@@ -248,26 +193,3 @@ def _weights(drawn: list, labels: set, probabilities) -> list[Fraction]:
         if not 0 < p < math.inf:
             raise ValueError(f"the probability of block {label!r} must be positive, found {p}")
     return [Fraction(probabilities[label]) for label in drawn]
-
-
-def _positions(mask: Any, params: Any) -> list[np.ndarray | None]:
-    """Flat positions that a mask opens in each leaf, None for all."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    found: list[np.ndarray | None] = []
-    for (path, leaf), flags in zip(paths, spread(mask, params, "mask"), strict=True):
-        flags, shape = np.asarray(flags), jnp.shape(leaf)
-        name = jax.tree_util.keystr(path) or "the parameters"
-        if flags.dtype != bool or flags.shape not in ((), shape):
-            raise ValueError(
-                f"the mask of leaf {name} is {flags.dtype}{list(flags.shape)}; expected a boolean "
-                f"or booleans of the leaf's shape {list(shape)}"
-            )
-        if flags.shape == () or shape == ():
-            found.append(None if flags else np.zeros(0, np.uint32))
-            continue
-        if flags.size >= 2**32:
-            raise ValueError(
-                f"leaf {name} has {flags.size} entries; a mask opens at most 2**32 - 1"
-            )
-        found.append(np.flatnonzero(flags).astype(np.uint32))
-    return found

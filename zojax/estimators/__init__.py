@@ -1,5 +1,12 @@
 """Estimators: direction x scheme x shaping."""
 
+from zojax.estimators._adaptive import (
+    BaselineState,
+    BlockState,
+    block_sampling,
+    moving_baseline,
+)
+from zojax.estimators._deepzero import draw_positions, grasp_scores, layer_counts
 from zojax.estimators._estimate import Estimate, advance, estimate, gradient, value_and_grad
 from zojax.estimators._estimator import (
     Adaptive,
@@ -12,9 +19,22 @@ from zojax.estimators._estimator import (
     num_queries,
     num_samples,
 )
+from zojax.estimators._hizoo import HizooState, hizoo
+from zojax.estimators._lozo import LozoMomentumState, lozo_m
 from zojax.estimators._private import privacy_spent, private
 from zojax.estimators._ranking import consensus, ranks
-from zojax.estimators._recipes import fzoo, mezo
+from zojax.estimators._recipes import (
+    consensus_hopping,
+    deepzero,
+    eggroll,
+    fgd,
+    fzoo,
+    lozo,
+    mezo,
+    qzo,
+    rank_sgd,
+    subzero,
+)
 from zojax.estimators._schemes import (
     Losses,
     Scheme,
@@ -29,24 +49,40 @@ from zojax.estimators._shaping import Shaping, clipped, difference, normalized, 
 __all__ = [
     "Adaptive",
     "AnyEstimator",
+    "BaselineState",
+    "BlockState",
     "Estimate",
     "Estimator",
+    "HizooState",
     "Joint",
     "Losses",
+    "LozoMomentumState",
     "Scheme",
     "Shaping",
     "advance",
+    "block_sampling",
     "clipped",
     "consensus",
+    "consensus_hopping",
     "coordinate_sweep",
+    "deepzero",
     "difference",
+    "draw_positions",
+    "eggroll",
     "estimate",
+    "fgd",
     "forward_gradient",
     "fzoo",
     "gradient",
+    "grasp_scores",
+    "hizoo",
     "init",
     "joint",
+    "layer_counts",
+    "lozo",
+    "lozo_m",
     "mezo",
+    "moving_baseline",
     "normalized",
     "num_coefficients",
     "num_queries",
@@ -55,8 +91,11 @@ __all__ = [
     "population",
     "privacy_spent",
     "private",
+    "qzo",
+    "rank_sgd",
     "ranks",
     "standardized",
+    "subzero",
     "two_sided",
     "value_and_grad",
 ]
