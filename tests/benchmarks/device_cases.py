@@ -1,0 +1,251 @@
+"""The programs that `device` runs: forward passes and training steps of the model of `llama`."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import zojax
+from tests.benchmarks import llama
+from tests.benchmarks.steps import DENSITY, MU, plain_step
+from zojax import noise
+from zojax.directions import perturb
+from zojax.trainables import SensitiveFrozen
+from zojax.virtual import _contraction, materialize
+
+RATE = 250 / 6.7e9  # the command line's default for so many parameters
+
+
+class Case(NamedTuple):
+    """One way to make a step.
+
+    Attributes:
+        kind: "forward", "estimate", "sparse", "in place" or "plain".
+        direction: of an estimate or of the sweeps in place; None where there is none.
+        batch_size: queries asked at once.
+        panels: the most panels a perturbed weight is made in, 1 for the whole of it, None for what
+            the library does.
+    """
+
+    kind: str
+    direction: Callable[[], zojax.Direction] | None = None
+    batch_size: int = 1
+    panels: int | None = None
+
+
+CASES = {
+    "forward": Case("forward"),
+    "both_forwards": Case("forward", batch_size=2),
+    "low_rank": Case("estimate", lambda: zojax.low_rank(1)),
+    "low_rank_both": Case("estimate", lambda: zojax.low_rank(1), batch_size=2),
+    "sparse": Case("sparse"),
+    "sparse_whole": Case("sparse", panels=1),
+    "rademacher": Case("estimate", zojax.rademacher),
+    "rademacher_4": Case("estimate", zojax.rademacher, panels=4),
+    "rademacher_whole": Case("estimate", zojax.rademacher, panels=1),
+    "integer_normal": Case("estimate", zojax.integer_normal),
+    "integer_normal_whole": Case("estimate", zojax.integer_normal, panels=1),
+    "gaussian": Case("estimate", zojax.gaussian),
+    "gaussian_whole": Case("estimate", zojax.gaussian, panels=1),
+    "in_place_rademacher": Case("in place", zojax.rademacher),
+    "in_place_gaussian": Case("in place", zojax.gaussian),
+    "plain_jax": Case("plain"),
+}
+
+
+class Program(NamedTuple):
+    """A function, its abstract arguments and whether the first of them is donated."""
+
+    fn: Callable
+    args: tuple
+    donate: bool
+
+    def lower(self, panels: int | None) -> Any:
+        with panels_of(panels):
+            return jax.jit(self.fn, donate_argnums=(0,) if self.donate else ()).lower(*self.args)
+
+
+@contextmanager
+def panels_of(most: int | None) -> Iterator[None]:
+    """Perturbed weights in at most so many panels; nothing changes if None."""
+    panel, panels = _contraction._PANEL, _contraction._MOST_PANELS
+    if most == 1:
+        _contraction._PANEL = 2**62
+    elif most is not None:
+        _contraction._MOST_PANELS = most
+    try:
+        yield
+    finally:
+        _contraction._PANEL, _contraction._MOST_PANELS = panel, panels
+
+
+def step(loss: Callable, estimator: zojax.Estimator) -> Callable:
+    """`(params, key, tokens) -> (params, loss)`: an estimate and its SGD update."""
+    grad = zojax.value_and_grad(loss, estimator)
+
+    def run(params, key, tokens):
+        value, grads = grad(key, params, tokens)
+        updates = jax.tree.map(lambda g: -RATE * g, grads)
+        return zojax.apply_updates(params, updates, key=jax.random.fold_in(key, 0)), value
+
+    return run
+
+
+def sparse_step(loss: Callable) -> Callable:
+    """`(theta, key, params, index, tokens) -> (theta, loss)` on `zojax.sensitive` entries."""
+    tiny = jnp.ones((2, 2))
+    merge = zojax.sensitive(tiny, tiny).merge  # the same for all
+
+    def of_theta(theta, frozen, tokens):
+        return zojax.virtualize(loss)(merge(theta, frozen), tokens)
+
+    grad = zojax.value_and_grad(of_theta, zojax.mezo(mu=MU))
+
+    def run(theta, key, params, index, tokens):
+        value, grads = grad(key, theta, SensitiveFrozen(params, index), tokens)
+        return jax.tree.map(lambda p, g: p - RATE * g, theta, grads), value
+
+    return run
+
+
+def sweep(direction: zojax.Direction) -> Callable:
+    """`(params, key, scale) -> params + scale z`, rounded to nearest as MeZO's loop does."""
+
+    def run(params, key, scale):
+        return materialize(perturb(direction, noise.words(key), params, scale))
+
+    return run
+
+
+def abstract_entries(params: Any) -> tuple[Any, Any]:
+    """(theta, index) of a thousandth of every matrix."""
+
+    def index(leaf):
+        if leaf.ndim < 2:
+            return None
+        count = max(1, round(DENSITY * leaf.shape[-2] * leaf.shape[-1]))
+        return jax.ShapeDtypeStruct((*leaf.shape[:-2], count), jnp.int32)
+
+    found = {"layers": jax.tree.map(index, params["layers"])}
+    # the stacked norms are no matrices, though they have two axes
+    found["layers"] |= {"norm1": None, "norm2": None}
+    found |= {name: index(leaf) for name, leaf in params.items() if name != "layers"}
+    return jax.tree.map(lambda i: jax.ShapeDtypeStruct(i.shape, jnp.float32), found), found
+
+
+def programs(case: Case, shape: llama.Shape) -> dict[str, Program]:
+    """What a step runs, by name; "step" or "forward", and "sweep" for steps in place."""
+    loss = functools.partial(llama.loss, heads=shape.heads)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params, tokens = llama.parameters(shape), llama.batch(shape)
+    if case.kind == "forward":
+        both = llama.batch(shape._replace(batch=case.batch_size * shape.batch))
+        return {"forward": Program(loss, (params, both), False)}
+    if case.kind == "sparse":
+        theta, index = abstract_entries(params)
+        return {"step": Program(sparse_step(loss), (theta, key, params, index, tokens), True)}
+    if case.kind == "plain":
+        return {"step": Program(plain_step(loss), (params, key, tokens), True)}
+    assert case.direction is not None
+    if case.kind == "in place":
+        scale = jax.ShapeDtypeStruct((), jnp.float32)
+        return {
+            "forward": Program(loss, (params, tokens), False),
+            "sweep": Program(sweep(case.direction()), (params, key, scale), True),
+        }
+    estimator = zojax.mezo(mu=MU, direction=case.direction(), batch_size=case.batch_size)
+    return {"step": Program(step(loss, estimator), (params, key, tokens), True)}
+
+
+def initialize(params: Any) -> Any:
+    """Normal weights, made leaf by leaf on the device; norms are ones."""
+
+    def leaf(path, x):
+        if "norm" in jax.tree_util.keystr(path):
+            return jnp.ones(x.shape, x.dtype)
+        key = noise.fold_in(noise.words(jax.random.key(0)), hash_of(jax.tree_util.keystr(path)))
+        draw = jax.jit(
+            lambda k: (0.02 * noise.gaussian(noise.leaf_bits(k, x.shape))).astype(x.dtype)
+        )
+        return draw(key).block_until_ready()
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def hash_of(name: str) -> int:
+    """A number of a name, the same in every process."""
+    return sum(ord(c) * 31**i for i, c in enumerate(name)) % 2**31
+
+
+def entries_of(params: Any, theta: Any, index: Any) -> tuple[Any, Any]:
+    """Random ascending positions in each matrix, and the values there."""
+    draw = np.random.default_rng(0)
+
+    def positions(leaf, i):
+        size, count = leaf.shape[-2] * leaf.shape[-1], i.shape[-1]
+        cells = np.arange(count) + draw.random(i.shape)
+        return jnp.asarray((cells * (size / count)).astype(np.int64).clip(0, size - 1), jnp.int32)
+
+    @jax.jit
+    def values(leaf, at):
+        flat = leaf.reshape(*at.shape[:-1], -1)
+        return jnp.take_along_axis(flat, at, -1).astype(jnp.float32)
+
+    tree = jax.tree.structure(theta, is_leaf=lambda x: x is None)
+    leaves, wanted = tree.flatten_up_to(params), tree.flatten_up_to(index)
+    at = [i if i is None else positions(x, i) for x, i in zip(leaves, wanted, strict=True)]
+    picked = [i if i is None else values(x, i) for x, i in zip(leaves, at, strict=True)]
+    return jax.tree.unflatten(tree, picked), jax.tree.unflatten(tree, at)
+
+
+def runner(
+    case: Case, compiled: dict[str, Callable], held: dict[str, Any], tokens: jax.Array
+) -> Callable[[int], jax.Array]:
+    """One step a call; gives its loss, which may not be there yet.
+
+    Args:
+        case: what to run.
+        compiled: the case's programs.
+        held: "params", replaced at every step that moves them.
+        tokens: the batch.
+    """
+    key = jax.random.key(7)
+    if case.kind == "forward":
+        both = jnp.tile(tokens, (case.batch_size, 1))
+        return lambda i: compiled["forward"](held["params"], both)
+    if case.kind == "in place":
+
+        def mezo(i):
+            def move(scale):
+                held["params"] = compiled["sweep"](held["params"], k, jnp.float32(scale))
+
+            k = jax.random.fold_in(key, i)
+            move(MU)
+            plus = compiled["forward"](held["params"], tokens)
+            move(-2 * MU)
+            minus = compiled["forward"](held["params"], tokens)
+            move(MU)
+            move(-RATE * (plus - minus) / (2 * MU))
+            return plus
+
+        return mezo
+    if case.kind == "sparse":
+        params = held["params"]
+        theta, index = entries_of(params, *abstract_entries(params))
+
+        def sparse(i):
+            nonlocal theta
+            theta, loss = compiled["step"](theta, jax.random.fold_in(key, i), params, index, tokens)
+            return loss
+
+        return sparse
+
+    def run(i):
+        held["params"], loss = compiled["step"](held["params"], jax.random.fold_in(key, i), tokens)
+        return loss
+
+    return run
