@@ -6,6 +6,7 @@ from zojax.estimators._adaptive import (
     block_sampling,
     moving_baseline,
 )
+from zojax.estimators._ask_tell import candidates, losses_of_order, numpy_function, tell
 from zojax.estimators._deepzero import draw_positions, grasp_scores, layer_counts
 from zojax.estimators._estimate import Estimate, advance, estimate, gradient, value_and_grad
 from zojax.estimators._estimator import (
@@ -21,6 +22,7 @@ from zojax.estimators._estimator import (
 )
 from zojax.estimators._hizoo import HizooState, hizoo
 from zojax.estimators._lozo import LozoMomentumState, lozo_m
+from zojax.estimators._microbatch import microbatched
 from zojax.estimators._private import privacy_spent, private
 from zojax.estimators._ranking import consensus, ranks
 from zojax.estimators._recipes import (
@@ -61,6 +63,7 @@ __all__ = [
     "Shaping",
     "advance",
     "block_sampling",
+    "candidates",
     "clipped",
     "consensus",
     "consensus_hopping",
@@ -79,14 +82,17 @@ __all__ = [
     "init",
     "joint",
     "layer_counts",
+    "losses_of_order",
     "lozo",
     "lozo_m",
     "mezo",
+    "microbatched",
     "moving_baseline",
     "normalized",
     "num_coefficients",
     "num_queries",
     "num_samples",
+    "numpy_function",
     "one_sided",
     "population",
     "privacy_spent",
@@ -96,6 +102,7 @@ __all__ = [
     "ranks",
     "standardized",
     "subzero",
+    "tell",
     "two_sided",
     "value_and_grad",
 ]
