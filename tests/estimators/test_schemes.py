@@ -92,11 +92,6 @@ def test_a_base_is_asked_beside_both_sides():
     assert found.value == found.losses.base
 
 
-_ROUNDED = pytest.mark.xfail(
-    strict=True, reason="the coefficient of integer noise is rounded by its bits: slope zero"
-)
-
-
 @pytest.mark.parametrize(
     "direction",
     [
@@ -105,8 +100,8 @@ _ROUNDED = pytest.mark.xfail(
         zojax.sphere(),
         zojax.coordinates(3),
         zojax.n_m(zojax.gaussian(), 1, 2),
-        pytest.param(zojax.rademacher(), marks=_ROUNDED),
-        pytest.param(zojax.integer_normal(), marks=_ROUNDED),
+        zojax.rademacher(),
+        zojax.integer_normal(),
     ],
     ids=lambda d: d.name,
 )
@@ -117,8 +112,11 @@ def test_a_forward_gradient_is_the_derivative_along_its_direction(direction):
     found = jax.jit(zojax.estimate(_tanh, estimator))(KEY, W)
     g = np.asarray(jax.grad(_tanh)(W), np.float64)
     zs = _z(direction, found.keys)
+    # 1/sqrt(170) in 13 bits, as it moves the weights, against the derivative, which has all of its
+    short = 2.0**-14 if direction.name == "integer_normal()" else 0.0
     for c, z in zip(found.coefficients, zs, strict=True):
-        assert abs(float(c) - (g * z).sum()) < 2 * SIZE * EPS * abs(g * z).sum()
+        allowed = 2 * SIZE * EPS * abs(g * z).sum() + short * abs((g * z).sum())
+        assert abs(float(c) - (g * z).sum()) < allowed
     np.testing.assert_allclose(found.value, _tanh(W), rtol=0, atol=SIZE * EPS * 8)
     expected = np.tensordot(np.asarray(found.coefficients, np.float64), zs, 1) / 3
     grads = jax.jit(lambda k, c: zojax.gradient(estimator, k, c, W))(found.keys, found.coefficients)
@@ -221,7 +219,6 @@ def test_directions_that_are_not_active_are_not_asked(scheme):
         )
 
 
-@pytest.mark.xfail(strict=True, reason="the mean counts sides that were not asked as zero")
 def test_the_value_is_of_the_queries_that_were_asked():
     estimator = zojax.mezo(0.5)._replace(scheme=zojax.two_sided(4), active=lambda step: 1)
     found = zojax.estimate(lambda w: 7 + 0 * w.sum(), estimator)(KEY, W)

@@ -120,5 +120,13 @@ def _sum(direction: Direction, keys, weights, params, step, value) -> list[jax.A
 
 def _like(params: Any, totals: list[jax.Array]) -> Any:
     leaves, tree = jax.tree.flatten(params)
-    grads = [t.astype(jnp.result_type(leaf)) for t, leaf in zip(totals, leaves, strict=True)]
+    grads = [_rounded_to(t, jnp.result_type(leaf)) for t, leaf in zip(totals, leaves, strict=True)]
     return jax.tree.unflatten(tree, grads)
+
+
+def _rounded_to(total: jax.Array, dtype) -> jax.Array:
+    """The sum in a leaf's dtype, rounded even where XLA would fuse the two casts away."""
+    if jnp.finfo(dtype).bits < 32:
+        info = jnp.finfo(dtype)
+        total = lax.reduce_precision(total, int(info.nexp), int(info.nmant))
+    return total.astype(dtype)

@@ -87,11 +87,13 @@ def estimate(
 
         keys = part.scheme.keys(key)
         losses, aux = answers(part, ask, keys, mu, step)
-        found = part.shaping(losses, mu, _shaping_key(key))
+        found, value = part.shaping(losses, mu, _shaping_key(key)), losses.value
         if part.active is not None:
             n, active = part.scheme.num_samples, jnp.asarray(part.active(step))
             found = jnp.where(jnp.arange(n) < active, found, 0.0) * (n / active)
-        return Estimate(losses.value, losses, found, _one_each(keys, found), aux)
+            # losses that were not asked are zeros
+            value = value if losses.base is not None else value * (n / active)
+        return Estimate(value, losses, found, _one_each(keys, found), aux)
 
     def estimated(key: jax.Array, *args, step=0, state=None, **kwargs) -> Estimate:
         memory = init(estimator, _pick(args, argnums)) if state is None else state

@@ -27,11 +27,23 @@ def round_coefficient(coefficient) -> jax.Array:
     >>> from zojax import noise
     >>> float(noise.round_coefficient(1 + 2**-13)), float(noise.round_coefficient(1 + 2**-14))
     (1.0001220703125, 1.0)
+
+    Its derivative is taken to be one, that of the coefficient.
     """
+    return _rounded(jnp.asarray(coefficient, jnp.float32))
+
+
+@jax.custom_jvp
+def _rounded(coefficient: jax.Array) -> jax.Array:
     # integer arithmetic, which no compiler takes for a multiplication that it may move
-    bits = lax.bitcast_convert_type(jnp.asarray(coefficient, jnp.float32), jnp.uint32)
+    bits = lax.bitcast_convert_type(coefficient, jnp.uint32)
     half = jnp.uint32(2 ** (_DROPPED - 1) - 1)
     rounded = bits + half + ((bits >> jnp.uint32(_DROPPED)) & jnp.uint32(1))
     rounded = rounded & jnp.uint32(2**32 - 2**_DROPPED)
     finite = (bits & jnp.uint32(0x7FFFFFFF)) < jnp.uint32(_INFINITY)
     return lax.bitcast_convert_type(jnp.where(finite, rounded, bits), jnp.float32)
+
+
+@_rounded.defjvp
+def _rounded_jvp(primals, tangents):
+    return _rounded(*primals), tangents[0]
