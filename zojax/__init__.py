@@ -63,7 +63,15 @@ from zojax.estimators import (
     two_sided,
     value_and_grad,
 )
-from zojax.optimizers import ZerothOrderState, apply_updates, zeroth_order
+from zojax.optimizers import (
+    HessianDiagonalState,
+    ScaleByBestState,
+    ZerothOrderState,
+    apply_updates,
+    hessian_diagonal,
+    scale_by_best,
+    zeroth_order,
+)
 from zojax.trainables import (
     Split,
     bias_and_norm,
@@ -81,8 +89,10 @@ __all__ = [
     "Direction",
     "Estimate",
     "Estimator",
+    "HessianDiagonalState",
     "Joint",
     "Losses",
+    "ScaleByBestState",
     "Split",
     "ZerothOrderState",
     "advance",
@@ -112,6 +122,7 @@ __all__ = [
     "gradient",
     "grasp_scores",
     "head",
+    "hessian_diagonal",
     "hizoo",
     "integer_normal",
     "joint",
@@ -137,6 +148,7 @@ __all__ = [
     "rademacher",
     "rank_sgd",
     "ranks",
+    "scale_by_best",
     "select",
     "sensitive",
     "sensitivity",
