@@ -28,6 +28,7 @@ from zojax.estimators._ranking import consensus, ranks
 from zojax.estimators._recipes import (
     consensus_hopping,
     deepzero,
+    deepzero_by_layer,
     eggroll,
     fgd,
     fzoo,
@@ -69,6 +70,7 @@ __all__ = [
     "consensus_hopping",
     "coordinate_sweep",
     "deepzero",
+    "deepzero_by_layer",
     "difference",
     "draw_positions",
     "eggroll",
