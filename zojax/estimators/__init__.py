@@ -8,6 +8,7 @@ from zojax.estimators._adaptive import (
 )
 from zojax.estimators._ask_tell import candidates, losses_of_order, numpy_function, tell
 from zojax.estimators._deepzero import draw_positions, grasp_scores, layer_counts
+from zojax.estimators._diagnostics import BudgetSplit, Info, diagnose, split_budget
 from zojax.estimators._estimate import Estimate, advance, estimate, gradient, value_and_grad
 from zojax.estimators._estimator import (
     Adaptive,
@@ -24,6 +25,7 @@ from zojax.estimators._hizoo import HizooState, hizoo
 from zojax.estimators._lozo import LozoMomentumState, lozo_m
 from zojax.estimators._microbatch import microbatched
 from zojax.estimators._private import privacy_spent, private
+from zojax.estimators._probes import LearningRate, MuProbe, probe_mu, suggest_learning_rate
 from zojax.estimators._ranking import consensus, ranks
 from zojax.estimators._recipes import (
     consensus_hopping,
@@ -54,12 +56,16 @@ __all__ = [
     "AnyEstimator",
     "BaselineState",
     "BlockState",
+    "BudgetSplit",
     "Estimate",
     "Estimator",
     "HizooState",
+    "Info",
     "Joint",
+    "LearningRate",
     "Losses",
     "LozoMomentumState",
+    "MuProbe",
     "Scheme",
     "Shaping",
     "advance",
@@ -71,6 +77,7 @@ __all__ = [
     "coordinate_sweep",
     "deepzero",
     "deepzero_by_layer",
+    "diagnose",
     "difference",
     "draw_positions",
     "eggroll",
@@ -99,11 +106,14 @@ __all__ = [
     "population",
     "privacy_spent",
     "private",
+    "probe_mu",
     "qzo",
     "rank_sgd",
     "ranks",
+    "split_budget",
     "standardized",
     "subzero",
+    "suggest_learning_rate",
     "tell",
     "two_sided",
     "value_and_grad",
