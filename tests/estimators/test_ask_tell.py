@@ -137,6 +137,15 @@ def test_losses_that_are_not_finite(name, bad):
         assert not np.isfinite(found).any()
 
 
+def test_a_private_estimate_bounds_infinity():
+    """The other four examples of the batch are clipped at one too."""
+    estimator = zojax.mezo(0.5, 1)._replace(shaping=zojax.private(1.0, 0.0))
+    losses = np.array([[3.0, 3.0, -3.0, 3.0, np.inf], np.zeros(5)])
+    assert zojax.tell(estimator, KEY, losses, PARAMS).coefficients == 3 / 5
+    losses[0, 4] = np.nan
+    assert jnp.isnan(zojax.tell(estimator, KEY, losses, PARAMS).coefficients)
+
+
 def test_an_order_is_as_good_as_its_losses():
     estimator = zojax.Estimator(zojax.gaussian(), zojax.two_sided(3), zojax.ranks(), 0.25)
     losses = [float(_loss(p, X)) for p in zojax.candidates(estimator, KEY, PARAMS)]
