@@ -220,3 +220,14 @@ def test_clipped_is_another_shaping_within_a_limit():
     assert 0 < (abs(plain) > limit).sum() < 6
     found = _shaped(zojax.clipped(zojax.difference(), limit), PAIRS)
     np.testing.assert_array_equal(found, np.clip(plain, -limit, limit))
+
+
+@pytest.mark.parametrize("scheme", [zojax.one_sided(4), zojax.two_sided(4)], ids=["one", "two"])
+def test_normalized_takes_the_mean_over_examples(scheme):
+    """FZOO with a loss of each example is FZOO with their mean."""
+    each = lambda w: jnp.sum(w) * jnp.arange(1.0, 4.0) + jnp.square(w).sum()  # noqa: E731
+    estimator = zojax.Estimator(zojax.rademacher(), scheme, zojax.normalized(), 0.25)
+    w, key = jnp.arange(5.0), jax.random.key(3)
+    found = zojax.estimate(each, estimator, per_example=True)(key, w)
+    mean = zojax.estimate(lambda w: each(w).mean(), estimator)(key, w)
+    np.testing.assert_allclose(found.coefficients, mean.coefficients, rtol=1e-4)

@@ -7,7 +7,13 @@ from zojax.estimators._adaptive import (
     moving_baseline,
 )
 from zojax.estimators._ask_tell import candidates, losses_of_order, numpy_function, tell
-from zojax.estimators._deepzero import draw_positions, grasp_scores, layer_counts
+from zojax.estimators._deepzero import (
+    deepzero,
+    deepzero_by_layer,
+    draw_positions,
+    grasp_scores,
+    layer_counts,
+)
 from zojax.estimators._diagnostics import BudgetSplit, Info, diagnose, split_budget
 from zojax.estimators._estimate import Estimate, advance, estimate, gradient, value_and_grad
 from zojax.estimators._estimator import (
@@ -29,8 +35,6 @@ from zojax.estimators._probes import LearningRate, MuProbe, probe_mu, suggest_le
 from zojax.estimators._ranking import consensus, ranks
 from zojax.estimators._recipes import (
     consensus_hopping,
-    deepzero,
-    deepzero_by_layer,
     eggroll,
     fgd,
     fzoo,

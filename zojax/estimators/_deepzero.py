@@ -1,4 +1,4 @@
-"""Which coordinates DeepZero sweeps: scores from queries, shares of the layers, fresh draws."""
+"""DeepZero: sweeps over coordinates, and which: scores, shares of the layers, fresh draws."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,78 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from zojax.directions import coordinate_basis
 from zojax.estimators._estimate import value_and_grad
-from zojax.estimators._estimator import Estimator
+from zojax.estimators._estimator import Estimator, Joint, joint
+from zojax.estimators._schemes import coordinate_sweep
+from zojax.estimators._shaping import difference
+
+
+def deepzero(
+    positions: Any, mu: optax.ScalarOrSchedule = 5e-3, *, batch_size: int = 1
+) -> Estimator:
+    """DeepZero's CGE: a difference quotient for each of the active coordinates.
+
+    `g_i = (L(x + mu e_i) - L(x)) / mu` for i in S, 0 elsewhere.
+
+    Args:
+        positions: S, a tree like the parameters (`coordinate_positions`, `draw_positions`); may
+            be traced, and changed every few epochs without compiling again.
+        mu: how far each coordinate moves.
+        batch_size: coordinates asked at once. In one batch everything before the first layer that
+            moves is computed once, see `deepzero_by_layer`.
+
+    Returns:
+        An `Estimator` of `|S| + 1` forward passes. Deterministic, biased by O(mu) on S; worth its
+        price where about d forward passes an estimate are affordable. The paper's step sizes.
+
+    Raises:
+        ValueError: if there is no position.
+
+    Reference: Chen et al., DeepZero: scaling up zeroth-order optimization for deep model training,
+    2024.
+    """
+    count = sum(leaf.size for leaf in jax.tree.leaves(positions))
+    if count < 1:
+        raise ValueError("deepzero needs at least one active coordinate, found none")
+    root = count**0.5
+    # the basis moves by sqrt(n) mu along a coordinate, having the identity as covariance
+    scaled = (lambda step: mu(step) / root) if callable(mu) else mu / root
+    scheme = coordinate_sweep(count, batch_size)
+    return Estimator(coordinate_basis(positions), scheme, difference(), scaled)
+
+
+def deepzero_by_layer(
+    positions: Any, mu: optax.ScalarOrSchedule = 5e-3, *, batch_size: int = 32
+) -> Joint:
+    """DeepZero's feature reuse: a sweep for each leaf, from the features that come before it.
+
+    The same gradient as `deepzero`. The coordinates of a batch are all of one leaf, so that under
+    `vmap` what the model computes before that leaf is done once for all of them, whatever model it
+    is: of a chain of equal layers, about half the work of a sweep.
+
+    Args:
+        positions, mu: as of `deepzero`, a leaf without positions stays.
+        batch_size: coordinates asked at once, each with the activations from its leaf on.
+
+    Returns:
+        A `Joint` of `|S|` forward passes and one for each leaf that moves.
+
+    Raises:
+        ValueError: if there is no position.
+
+    Reference: Chen et al., DeepZero: scaling up zeroth-order optimization for deep model training,
+    2024.
+    """
+    leaves, structure = jax.tree.flatten(positions)
+    alone = [
+        jax.tree.unflatten(structure, [at[:0] if j != i else at for j, at in enumerate(leaves)])
+        for i, leaf in enumerate(leaves)
+        if leaf.size
+    ]
+    return joint(*(deepzero(at, mu, batch_size=batch_size) for at in alone))
 
 
 def grasp_scores(

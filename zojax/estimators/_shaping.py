@@ -73,7 +73,8 @@ def normalized(epsilon: float = 1e-8) -> Shaping:
 
     def shape(losses: Losses, mu, key):
         del mu, key
-        base, plus, minus = (_mean_or_none(x) for x in losses[:3])
+        base = None if losses.base is None else jnp.mean(losses.base)
+        plus, minus = (None if x is None else examples_mean(x) for x in losses[1:3])
         if plus is not None and minus is not None:
             contrast = (plus - minus) / 2
             spread = jnp.std(jnp.concatenate([plus, minus]))
@@ -164,9 +165,3 @@ def fold_points(values: jax.Array, signs: int) -> jax.Array:
         return values
     n = values.shape[0] // 2
     return (values[:n] - values[n:]) / 2
-
-
-def _mean_or_none(x: jax.Array | None) -> jax.Array | None:
-    if x is None:
-        return None
-    return jnp.mean(x, axis=-1) if x.ndim and x.ndim > 1 else x
