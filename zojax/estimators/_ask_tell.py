@@ -11,7 +11,7 @@ import numpy as np
 
 from zojax import noise
 from zojax.directions import perturb
-from zojax.estimators._estimate import Estimate, _check_mu, _one_each, _shaping_key
+from zojax.estimators._estimate import Estimate, _check_mu, concluded, together
 from zojax.estimators._estimator import Adaptive, AnyEstimator, Estimator, Joint, init, parts
 from zojax.virtual import materialize
 
@@ -102,13 +102,7 @@ def tell(
         start += count
     if not isinstance(estimator, Joint):
         return found[0]
-    return Estimate(
-        value=jnp.mean(jnp.stack([f.value for f in found])),
-        losses=tuple(f.losses for f in found),
-        coefficients=jnp.concatenate([f.coefficients for f in found]),
-        keys=jnp.concatenate([f.keys for f in found]),
-        aux=None,
-    )
+    return together(found)
 
 
 def losses_of_order(order: Sequence[int], count: int) -> jax.Array:
@@ -229,13 +223,6 @@ def _asked(part: Estimator, step) -> int:
 
 
 def _concluded(part: Estimator, key, losses: jax.Array, step) -> Estimate:
-    scheme, mu = part.scheme, part.mu_at(step)
-    missing = scheme.num_queries - losses.shape[0]
+    missing = part.scheme.num_queries - losses.shape[0]
     padded = jnp.pad(losses, ((0, missing), *((0, 0),) * (losses.ndim - 1)))
-    answers = scheme.collect(padded, None)
-    found, value = part.shaping(answers, mu, _shaping_key(key)), answers.value
-    if part.active is not None:
-        n, active = scheme.num_samples, jnp.asarray(part.active(step))
-        found = jnp.where(jnp.arange(n) < active, found, 0.0) * (n / active)
-        value = value if answers.base is not None else value * (n / active)
-    return Estimate(value, answers, found, _one_each(scheme.keys(key), found), None)
+    return concluded(part, key, part.scheme.collect(padded, None), step)

@@ -87,13 +87,7 @@ def estimate(
 
         keys = part.scheme.keys(key)
         losses, aux = answers(part, ask, keys, mu, step)
-        found, value = part.shaping(losses, mu, _shaping_key(key)), losses.value
-        if part.active is not None:
-            n, active = part.scheme.num_samples, jnp.asarray(part.active(step))
-            found = jnp.where(jnp.arange(n) < active, found, 0.0) * (n / active)
-            # losses that were not asked are zeros
-            value = value if losses.base is not None else value * (n / active)
-        return Estimate(value, losses, found, _one_each(keys, found), aux)
+        return concluded(part, key, losses, step)._replace(aux=aux)
 
     def estimated(key: jax.Array, *args, step=0, state=None, **kwargs) -> Estimate:
         memory = init(estimator, _pick(args, argnums)) if state is None else state
@@ -104,13 +98,7 @@ def estimate(
         if not isinstance(estimator, Joint):
             return one(now[0], key, args, kwargs, step)
         found = [one(part, noise.fold_in(key, i), args, kwargs, step) for i, part in enumerate(now)]
-        return Estimate(
-            value=jnp.mean(jnp.stack([f.value for f in found])),
-            losses=tuple(f.losses for f in found),
-            coefficients=jnp.concatenate([f.coefficients for f in found]),
-            keys=jnp.concatenate([f.keys for f in found]),
-            aux=found[0].aux,
-        )
+        return together(found)
 
     return estimated
 
@@ -214,6 +202,29 @@ def value_and_grad(
         return ((found.value, found.aux) if has_aux else found.value), grads
 
     return value_and_grads
+
+
+def concluded(part: Estimator, key, losses: Losses, step) -> Estimate:
+    """The estimate that losses make, without aux."""
+    keys, value = part.scheme.keys(key), losses.value
+    found = part.shaping(losses, part.mu_at(step), _shaping_key(key))
+    if part.active is not None:
+        n, active = part.scheme.num_samples, jnp.asarray(part.active(step))
+        found = jnp.where(jnp.arange(n) < active, found, 0.0) * (n / active)
+        # losses that were not asked are zeros
+        value = value if losses.base is not None else value * (n / active)
+    return Estimate(value, losses, found, _one_each(keys, found), None)
+
+
+def together(found: list[Estimate]) -> Estimate:
+    """The estimates of a joint estimator's parts as one."""
+    return Estimate(
+        value=jnp.mean(jnp.stack([f.value for f in found])),
+        losses=tuple(f.losses for f in found),
+        coefficients=jnp.concatenate([f.coefficients for f in found]),
+        keys=jnp.concatenate([f.keys for f in found]),
+        aux=found[0].aux,
+    )
 
 
 def _shaping_key(key) -> jax.Array:
