@@ -17,7 +17,8 @@ class HizooState(NamedTuple):
     """Memory of `hizoo`."""
 
     diagonal: Any  # like the parameters, float32: D
-    curvature: jax.Array  # shape=(), dtype=jnp.float32: mean curvature when D began; 0 before
+    residual: jax.Array  # shape=(), dtype=jnp.float32: running mean of (h - |u|^2)^2
+    count: jax.Array  # shape=(), dtype=jnp.int32: estimates that taught something
 
 
 def hizoo(
@@ -33,7 +34,9 @@ def hizoo(
     `z = D^(-1/2) u`, u standard normal, `g = 1/n sum_k c_k z_k` with the difference quotients c_k,
     an estimate of `D^-1 grad L`. The same queries and the base's give second differences
     `h_k = (L(x + mu z_k) + L(x - mu z_k) - 2 L(x)) / mu^2`, and those the diagonal:
-    `q = mean_k (h_k - |u_k|^2) (u_k^2 - 1) / 2`, `D <- D (1 + (1 - decay) q)`.
+    `q = mean_k (h_k - |u_k|^2) (u_k^2 - 1) / 2`, `D <- D (1 + a q)`, and all of D by
+    `1 + (1 - decay) (r - 1)` with `r = mean_k h_k / mean_k |u_k|^2`. The step is
+    `a = (1 - decay) / max(1, rms)`, rms the running size of `h_k - |u_k|^2`.
 
     The expectation of q is `diag(H) / D - 1`, so that D tends to the diagonal of the Hessian. The
     paper's rule has neither the -1, without which its D is `1 + d/2` times that for d parameters,
@@ -43,9 +46,9 @@ def hizoo(
     Args:
         mu: smoothing parameter, for D at 1: a query moves by `mu / sqrt(D)`.
         num_samples: directions an estimate, n; 2n + 1 forward passes.
-        decay: memory of D; a step changes no entry by more than a factor of 2.
-        spread: largest factor between an entry of D and the mean curvature at the start. Entries
-            of negative curvature end at the lower end.
+        decay: memory of D.
+        spread: largest factor between an entry of D and the mean of D. Entries of negative
+            curvature end at the lower end.
         batch_size: queries evaluated at once.
 
     Returns:
@@ -71,7 +74,7 @@ def hizoo(
 
     def start(params) -> HizooState:
         ones = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), jnp.float32), params)
-        return HizooState(ones, jnp.zeros((), jnp.float32))
+        return HizooState(ones, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
     def at(state: HizooState) -> Estimator:
         return Estimator(scaled(state), scheme, shape, mu)
@@ -81,18 +84,26 @@ def hizoo(
         norms = jnp.stack([_norm(key, params) for key in keys[n:]])
         second = coefficients[n:]
         squares = combine_squares(gaussian(), keys[n:], second - norms, params, step)
-        begins = state.curvature == 0
-        met = jnp.abs(jnp.mean(second)) / jnp.mean(norms)
-        curvature = jnp.where(begins, met, state.curvature)
+        met, begins = jnp.mean(second) / jnp.mean(norms), state.count == 0
+        # of the steps before this one, so that it changes no expectation
+        rms = jnp.sqrt(state.residual)
+        rate = (1 - decay) / jnp.maximum(1.0, rms)
+        whole = jnp.clip(1 + (1 - decay) * (met - 1), 0.5, 2.0)
 
-        def move(d, q):
-            factor = jnp.clip(1 + (1 - decay) * q / 2, 0.5, 2.0)
-            moved = jnp.where(begins, met, d * factor)
-            return jnp.clip(moved, curvature / spread, curvature * spread)
+        def move(d, squares):
+            factor = jnp.clip(1 + rate * squares / 2, 0.5, 2.0)
+            return jnp.where(begins, jnp.abs(met), d * whole * factor)
 
+        moved = jax.tree.map(move, state.diagonal, squares)
+        size = sum(leaf.size for leaf in jax.tree.leaves(moved))
+        mean = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(moved)) / size
+        bounded = jax.tree.map(lambda d: jnp.clip(d, mean / spread, mean * spread), moved)
+        # D was not yet of the right size when the first one was made
+        residual = jnp.mean(jnp.square(second - jnp.where(begins, met, 1.0) * norms))
+        residual = state.residual + (1 - decay) * (residual - state.residual)
         # an estimate that failed, or saw no curvature at all, teaches nothing
-        usable = jnp.all(jnp.isfinite(second)) & (curvature > 0)
-        learnt = HizooState(jax.tree.map(move, state.diagonal, squares), curvature)
+        usable = jnp.all(jnp.isfinite(second)) & (mean > 0)
+        learnt = HizooState(bounded, residual, state.count + 1)
         return grads, jax.tree.map(lambda new, old: jnp.where(usable, new, old), learnt, state)
 
     return Adaptive(start, at, advance, n, 2 * n + 1, 2 * n)
