@@ -9,6 +9,7 @@ from jax import lax
 
 from zojax.directions._direction import Direction
 from zojax.virtual import Term, VirtualArray
+from zojax.virtual._noise import scaled_together
 
 _UNROLLED = 16  # directions in one fusion; more need a loop, which carries a full accumulator
 _CHUNK = 8  # directions an iteration of that loop: compile time against traffic
@@ -28,13 +29,11 @@ def perturb(direction: Direction, key: jax.Array, params: Any, scale, step=0) ->
         The tree with a `VirtualArray` for each leaf that moves.
     """
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
-    terms = direction.terms(key, params, step)
+    terms = scaled_together(direction.terms(key, params, step), scale)
     leaves = [
         leaf
         if term is None
-        else VirtualArray(jnp.asarray(leaf), name=jax.tree_util.keystr(path)).plus(
-            term.scaled(scale)
-        )
+        else VirtualArray(jnp.asarray(leaf), name=jax.tree_util.keystr(path)).plus(term)
         for (path, leaf), term in zip(paths, terms, strict=True)
     ]
     return jax.tree.unflatten(tree, leaves)
@@ -126,7 +125,8 @@ def _like(params: Any, totals: list[jax.Array]) -> Any:
 
 def _rounded_to(total: jax.Array, dtype) -> jax.Array:
     """The sum in a leaf's dtype, rounded even where XLA would fuse the two casts away."""
-    if jnp.finfo(dtype).bits < 32:
+    # a leaf that a mask leaves out may have any dtype
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
         info = jnp.finfo(dtype)
         total = lax.reduce_precision(total, int(info.nexp), int(info.nmant))
     return total.astype(dtype)

@@ -9,7 +9,6 @@ from jax.core import Tracer
 
 from zojax import noise
 from zojax.virtual import Term
-from zojax.virtual._buffer import separate
 
 
 class Direction(NamedTuple):
@@ -30,16 +29,6 @@ class Direction(NamedTuple):
     terms: Callable[..., tuple[Term | None, ...]]
     name: str
     combine: Callable[..., list] | None = None
-
-
-def leaf_keys(key, count: int) -> list[jax.Array]:
-    """A key for each leaf."""
-    return separate(leaf_key_table(key, count)) if count else []
-
-
-def leaf_key_table(key, count: int) -> jax.Array:
-    """The same keys in one array, uint32[count, 2]."""
-    return noise.fold_in(key, jnp.arange(count, dtype=jnp.uint32))
 
 
 def own_key(key: jax.Array | int, step, refresh: int) -> jax.Array:

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zojax.directions._direction import Direction, floating_leaves, leaf_keys
-from zojax.virtual import Noise, Term
+from zojax.directions._direction import Direction
+from zojax.directions._draw import independent
+from zojax.virtual import Term
 
 _PART = 2**18  # entries of a leaf whose noise is stored at a time for the norm
 
@@ -68,12 +69,7 @@ def sphere() -> Direction:
 
     def terms(key, params, step=0):
         del step
-        leaves = floating_leaves(params)
-        keys = leaf_keys(key, len(leaves))
-        normals = [
-            Noise.of_leaf(k, 1.0, "gaussian", jnp.shape(leaf))
-            for k, leaf in zip(keys, leaves, strict=True)
-        ]
+        normals = independent(key, params, "gaussian")
         squares = [squared_norm(term) for term in normals]
         size = sum(math.prod(term.shape) for term in normals)
         factor = jnp.sqrt(size / jnp.maximum(sum(squares), jnp.finfo(jnp.float32).tiny))
@@ -109,11 +105,6 @@ def squared_norm(term: Term) -> jax.Array:
 def _independent(distribution: str, name: str) -> Direction:
     def terms(key, params, step=0):
         del step
-        leaves = floating_leaves(params)
-        keys = leaf_keys(key, len(leaves))
-        return tuple(
-            Noise.of_leaf(k, 1.0, distribution, jnp.shape(leaf))
-            for k, leaf in zip(keys, leaves, strict=True)
-        )
+        return tuple(independent(key, params, distribution))
 
     return Direction(terms, name)

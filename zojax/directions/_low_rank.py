@@ -1,7 +1,6 @@
 """Directions that are matrices of low rank, never made: LOZO's and SubZero's."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,10 @@ from zojax.directions._direction import (
     Direction,
     at_least_one,
     floating_leaves,
-    leaf_key_table,
     own_key,
 )
+from zojax.directions._draw import alike, leaf_key_table
 from zojax.virtual import LowRank, Noise, Term
-from zojax.virtual._buffer import separate
 
 _LEFT, _RIGHT, _CORE = 0, 1, 2
 
@@ -171,20 +169,23 @@ def _normals(
 ) -> list[jax.Array]:
     """Standard normals (rows, rank) for each (place of key, tag, rows, rank); or Q of their QR.
 
-    Those of one size are made by one call, so that compile time does not grow with depth. They are
-    addressed the other way about, a column of the factor being a row of the noise: its key is then
-    hashed `rank` times, not `rows` times.
+    They are addressed the other way about, a column of the factor being a row of the noise: its key
+    is then hashed `rank` times, not `rows` times.
     """
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for i, (_, _, rows, rank) in enumerate(requests):
-        by_size.setdefault((rows, rank), []).append(i)
-    found: list[Any] = [None] * len(requests)
-    for (rows, rank), members in by_size.items():
-        places, tags = np.array([requests[i][:2] for i in members], np.uint32).T
-        bits = noise.stacked_bits(jax.vmap(noise.fold_in)(keys[places], tags), rank, rows)
-        drawn = jnp.swapaxes(noise.gaussian(bits), 1, 2)
-        if orthonormal:
-            drawn = jnp.linalg.qr(drawn)[0]
-        for place, value in zip(members, separate(drawn), strict=True):
-            found[place] = value
-    return found
+    if not requests:
+        return []
+    places, tags, _, ranks = np.array(requests, np.uint32).T
+    keys = jax.vmap(noise.fold_in)(keys[places], tags)
+    most = jnp.arange(max(ranks), dtype=jnp.uint32)
+    hashed = jnp.stack(jax.vmap(noise.row_keys, (0, None))(keys, most), axis=1)
+
+    def draw(hashed, size):
+        rows, rank = size
+        first, second = hashed[:, 0, :rank, None], hashed[:, 1, :rank, None]
+        cols = jnp.arange(rows, dtype=jnp.uint32)
+        drawn = noise.gaussian(noise.bits_of_row_keys(first, second, cols))
+        if not orthonormal:
+            return drawn
+        return jnp.swapaxes(jnp.linalg.qr(jnp.swapaxes(drawn, 1, 2))[0], 1, 2)
+
+    return [factor.get().T for factor in alike(hashed, [request[2:] for request in requests], draw)]

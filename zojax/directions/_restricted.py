@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from zojax import noise
-from zojax.directions._direction import Direction, choose, leaf_keys
+from zojax.directions._direction import Direction, choose
+from zojax.directions._draw import leaf_keys
 from zojax.virtual import LowRank, Term
 from zojax.virtual._pattern import Pattern
 from zojax.virtual._product import Gated, Product

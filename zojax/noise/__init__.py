@@ -6,6 +6,7 @@ sharded, tiled and replayed noise are therefore the same bits.
 
 from zojax.noise._bits import (
     bits,
+    bits_of_row_keys,
     bits_of_words,
     fold_in,
     leaf_bits,
@@ -18,6 +19,7 @@ from zojax.noise._distributions import gaussian, nibble_sum, rademacher
 
 __all__ = [
     "bits",
+    "bits_of_row_keys",
     "bits_of_words",
     "fold_in",
     "gaussian",

@@ -121,6 +121,20 @@ def bits_of_words(key0: jax.Array, key1: jax.Array, rows, cols) -> jax.Array:
     return _mix(*_threefry2x32(key0, key1, rows, jnp.zeros_like(rows)), cols)
 
 
+def bits_of_row_keys(key0: jax.Array, key1: jax.Array, cols) -> jax.Array:
+    """The bits of rows whose keys are known: `bits` without its hash.
+
+    Args:
+        key0: first word of the key of each element's row, as from `row_keys`.
+        key1: second word.
+        cols: as for `bits`, broadcastable with the words.
+
+    Returns:
+        uint32 array of the broadcast shape.
+    """
+    return _mix(key0, key1, cols)
+
+
 def stacked_bits(keys: jax.Array, rows: int, cols: int) -> jax.Array:
     """The bits of many leaves of one size, in one call.
 

@@ -10,6 +10,7 @@ from jax import lax
 
 from zojax.virtual._buffer import after
 from zojax.virtual._entries import Entries
+from zojax.virtual._noise import Noise
 from zojax.virtual._shapes import slice_axis
 from zojax.virtual._term import Term
 
@@ -114,8 +115,11 @@ class VirtualArray:
         if not self.terms:
             return self
         first, *rest = self.terms
-        one = after(x, jnp.ones((), jnp.float32))
-        return replace(self, terms=(first.scaled(one), *rest))
+        if isinstance(first, Noise):
+            first = replace(first, coefficient=after(x, first.coefficient))
+        else:
+            first = first.scaled(after(x, jnp.ones((), jnp.float32)))
+        return replace(self, terms=(first, *rest))
 
     def rows(self, index: jax.Array, axis: int, picked: jax.Array) -> jax.Array:
         """Rows at `index` along `axis`, given the base's own rows `picked` (index axes first)."""

@@ -1,52 +1,131 @@
 """Where XLA must not do what it does by itself: fuse, hoist, or batch a weight."""
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.custom_batching import custom_vmap
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from zojax import _compat
 
-_CHUNK = 16
+
+def outlined(fn: Callable) -> Callable:
+    """`fn` as a computation of its own, that XLA neither inlines nor fuses with what is around.
+
+    What it returns is stored, not made again by each user, and equal calls are compiled once.
+    """
+
+    def call(*args):
+        leaves, tree = jax.tree.flatten(args)
+        if not any(isinstance(x, Tracer) for x in leaves):
+            return fn(*args)
+        # scalars that are known need not be passed, nor what is not used
+        known = [isinstance(x, Tracer) or jnp.size(x) > 1 for x in leaves]
+        passed = list(itertools.compress(leaves, known))
+
+        def flat(values):
+            rest = iter(values)
+            filled = [next(rest) if k else x for x, k in zip(leaves, known, strict=True)]
+            return fn(*jax.tree.unflatten(tree, filled))
+
+        closed = jax.make_jaxpr(flat)(passed)
+        used = {id(v) for eqn in closed.eqns for v in eqn.invars}
+        used |= {id(v) for v in closed.jaxpr.outvars}
+        flags = [id(v) in used for v in closed.jaxpr.invars]
+
+        def body(values):
+            rest = iter(values)
+            with set_xla_metadata(inlineable=None):  # of the call, not of the calls inside
+                return flat([next(rest) if u else x for x, u in zip(passed, flags, strict=True)])
+
+        with set_xla_metadata(inlineable="false"):
+            out = jax.jit(body)(list(itertools.compress(passed, flags)))
+        # where the attribute is not known
+        return lax.optimization_barrier(out)
+
+    return call
 
 
-def separate(stack: jax.Array) -> list[jax.Array]:
-    """The slices of a stack of small arrays, each computed once, in a buffer of its own.
+@partial(jax.tree_util.register_dataclass, data_fields=["stack", "row", "column"], meta_fields=[])
+@dataclass(frozen=True)
+class Slice:
+    """A slice of a stack of small arrays, `stack[row, column]`, cut where it is used."""
 
-    XLA fuses an elementwise formula into every use of its result. For the noise of a vector that
-    every token adds, or the factors of a low-rank term, that is a hash an activation; and because
-    each slice has another offset, each use becomes a kernel of its own to compile. An optimization
-    barrier stops this, except on CPU, where it is gone before fusion. There a loop whose carries
-    move up by one place an iteration does it: equal uses then share one compiled kernel.
+    stack: jax.Array
+    row: jax.Array
+    column: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stack.shape[2:]
+
+    def get(self) -> jax.Array:
+        """The slice."""
+        starts = (self.row, self.column, *[jnp.uint32(0)] * len(self.shape))
+        return lax.dynamic_slice(self.stack, starts, (1, 1, *self.shape)).reshape(self.shape)
+
+
+def stack_size(count: int) -> int:
+    """How many slices a stack must have for `slices` to cut `count` from it."""
+    return -(-count // _side(count)) * _side(count)
+
+
+def slices(stacks: Sequence[jax.Array], counts: Sequence[int]) -> list[list[Slice]]:
+    """Slices of stacks of small arrays, so that equal uses of different slices compile once.
+
+    XLA fuses a slice into its use, and each offset makes another kernel to compile. On CPU the
+    place of a slice is therefore two numbers that XLA does not know.
 
     Args:
-        stack: (count, ...), count at least 1.
+        stacks: arrays (`stack_size(count)`, ...).
+        counts: how many slices of each, at least 1.
 
     Returns:
-        `[stack[0], ..., stack[count - 1]]`.
+        The first `count` slices of each stack.
     """
-    count = stack.shape[0]
+    if not stacks:
+        return []
+    most = max(2, *map(_side, counts))
 
-    def barrier(x):
-        return list(lax.optimization_barrier([x[i] for i in range(count)]))
+    def known():
+        places = [jnp.uint32(i) for i in range(most)]
+        return places, places
 
-    def rotate(x):
-        out = []
-        for start in range(0, count, _CHUNK):
-            stop = min(start + _CHUNK, count)
-            empty = [jnp.zeros_like(x[0])] * (stop - start)
+    traced = any(isinstance(x, Tracer) for x in stacks)
+    rows, columns = (
+        lax.platform_dependent(cpu=partial(_unknown, most), default=known) if traced else known()
+    )
+    out = []
+    for x, count in zip(stacks, counts, strict=True):
+        side = _side(count)
+        square = x.reshape(x.shape[0] // side, side, *x.shape[1:])
+        places = [divmod(i, side) for i in range(count)]
+        out.append([Slice(square, rows[row], columns[column]) for row, column in places])
+    return out
 
-            def body(i, held):
-                return [*held[1:], lax.dynamic_index_in_dim(x, i, 0, keepdims=False)]
 
-            # two iterations at least, as XLA removes a loop of one
-            out += lax.fori_loop(min(start, stop - 2), stop, body, empty)
-        return out
+def _side(count: int) -> int:
+    return math.isqrt(count - 1) + 1 if count > 1 else 1
 
-    return lax.platform_dependent(stack, cpu=rotate, default=barrier)
+
+def _unknown(count: int) -> tuple[list[jax.Array], list[jax.Array]]:
+    """0, 1, ..., count - 1, twice: the carries of a loop move up by one an iteration."""
+    zeros = [jnp.uint32(0)] * count
+
+    def body(i, held):
+        up, down = held
+        i = jnp.asarray(i, jnp.uint32)
+        return [*up[1:], i], [jnp.uint32(count - 1) - i, *down[:-1]]
+
+    return lax.fori_loop(0, count, body, (zeros, zeros))
 
 
 def after(x: jax.Array, value: jax.Array) -> jax.Array:

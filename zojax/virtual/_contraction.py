@@ -8,7 +8,7 @@ from jax import lax
 
 from zojax import _compat
 from zojax.virtual._array import VirtualArray, is_virtual
-from zojax.virtual._buffer import after, one_at_a_time
+from zojax.virtual._buffer import after, one_at_a_time, outlined
 from zojax.virtual._low_rank import LowRank
 from zojax.virtual._report import Report
 
@@ -40,7 +40,7 @@ def dot_general(eqn, values, report: Report):
 
     if is_dense:
         panels = _panels(eqn, side, product)
-        out = dense_use(product, panels)(x, rest)
+        out = dense_use(product, panels)(x, replace(rest, name=""))
     else:
         out = product(x, rest.base)
     if not thin:
@@ -54,14 +54,22 @@ def dot_general(eqn, values, report: Report):
 def dense_use(fn, panels=None):
     """`fn(x, weight array)` as a function of a virtual weight that is dense for this one use."""
 
-    def one(x, weight: VirtualArray):
-        return fn(x, weight.after(x).materialize())
+    def whole(x, weight: VirtualArray):
+        return fn(x, weight.materialize())
+
+    def late(x, weight: VirtualArray):
+        # XLA makes the perturbed weights of many layers before the first is used
+        return whole(x, weight.after(x))
+
+    def use(x, weight: VirtualArray):
+        # on CPU a computation of its own, as all uses of this kind are then compiled once
+        return lax.platform_dependent(x, weight, cpu=outlined(panels or whole), default=late)
 
     def shared(xs, weight: VirtualArray):
         dense = weight.materialize()
         return jax.vmap(lambda x: fn(x, dense))(xs)
 
-    return one_at_a_time(one if panels is None else panels, shared, one)
+    return one_at_a_time(use, shared, late)
 
 
 def _panels(eqn, side: int, product):
@@ -146,9 +154,9 @@ def _thin_product(x, term: LowRank, plan):
     thin = jnp.einsum(
         f"{x_kept},{first_letters}{r}->{middle}{r}",
         x.astype(x_dtype),
-        drop_ones(first).astype(x_dtype),
+        _two_columns(drop_ones(first)).astype(x_dtype),
     )
-    thin = thin * term.scale.astype(x_dtype)
+    thin = thin[..., : term.rank] * term.multiplier.astype(x_dtype)
     second = drop_ones(second).astype(x_dtype)
     out_kept = "".join(c for c in out if c not in w or c in w_kept)
     if term.rank <= _UNROLLED_RANK and set(middle) | set(second_letters) == set(out_kept):
@@ -166,6 +174,14 @@ def _thin_product(x, term: LowRank, plan):
         product = jnp.einsum(f"{middle}{r},{second_letters}{r}->{out_kept}", thin, second)
     ones = [i for i, c in enumerate(out) if c not in out_kept]
     return jnp.expand_dims(product, ones)
+
+
+def _two_columns(factor):
+    """A column of zeros beside a single one: XLA compiles each product with a vector anew on CPU,
+    and calls a library for a product with a matrix."""
+    if factor.shape[-1] > 1:
+        return factor
+    return jnp.concatenate([factor, jnp.zeros_like(factor)], -1)
 
 
 def _ordered(letters: str, order: str) -> str:
@@ -232,7 +248,7 @@ def _thin_convolution(eqn, x, term: LowRank, kernel, output):
         precision=p["precision"],
     )  # fmt: skip
     thin = jnp.moveaxis(thin, feature, -1).astype(jnp.promote_types(x.dtype, jnp.float32))
-    thin = thin * term.scale
+    thin = thin * term.multiplier
     output = output.reshape(-1, term.rank).astype(thin.dtype)
     if term.rank <= _UNROLLED_RANK:
         product = sum(thin[..., i, None] * output[:, i] for i in range(term.rank))

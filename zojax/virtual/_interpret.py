@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec
 
 from zojax import _compat
 from zojax.virtual._array import VirtualArray, is_virtual, local_view
-from zojax.virtual._buffer import after, separate
+from zojax.virtual._buffer import after, outlined
+from zojax.virtual._low_rank import LowRank
 from zojax.virtual._report import Report, is_vector
 from zojax.virtual._rules import apply_rule
 
@@ -78,9 +79,10 @@ def _dense(eqn, position, value, report):
     if not is_virtual(value):
         return value
     report.note(eqn, position, value, "fallback")
-    dense = value.materialize()
+    if not is_vector(value) or all(isinstance(t, LowRank) for t in value.terms):
+        return value.materialize()
     # a vector is used by every token: make it once, or XLA recomputes its noise for each of them
-    return separate(dense[None])[0] if is_vector(value) else dense
+    return _vector(replace(value, name="", origin=None))
 
 
 def _dense_all(eqn, values, report, offset=0):
@@ -189,6 +191,8 @@ def _shard_map(eqn, inputs, report):
     whole = jax.tree.map(lambda _: PartitionSpec(), formulas)
     return _compat.shard_map_again(eqn, body, (list(specs), whole))(bases, formulas)
 
+
+_vector = outlined(VirtualArray.materialize)
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 

@@ -38,6 +38,11 @@ class LowRank:
     def rank(self) -> int:
         return self.left.shape[-1]
 
+    @property
+    def multiplier(self) -> jax.Array:
+        """What the product of the factors is multiplied by."""
+        return self.scale
+
     def scaled(self, factor):
         return replace(self, scale=self.scale * factor)
 
@@ -93,7 +98,7 @@ class LowRank:
 
     def materialize(self):
         # unrolled over the rank so that XLA fuses it into the consumer; a dot would be a buffer
-        left, right = self.left * self.scale, self.right
+        left, right = self.left * self.multiplier, self.right
         if self.rank > 16:
             return jnp.broadcast_to(jnp.einsum("...r,...r->...", left, right), self.shape)
         total = sum(left[..., r] * right[..., r] for r in range(self.rank))

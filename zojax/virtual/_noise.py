@@ -1,32 +1,74 @@
 """The term that is pure noise, addressed by element."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from zojax import noise
+from zojax.virtual._buffer import Slice, outlined
 from zojax.virtual._shapes import reshape_groups, row_major_strides
+from zojax.virtual._term import Term
 
-# integers and the factor that gives them variance one
-_INTEGERS = {"rademacher": (noise.rademacher, 1.0), "nibble_sum": (noise.nibble_sum, 170**-0.5)}
+# those of integers, with the factor that gives them variance one
+_UNITS = {"rademacher": 1.0, "nibble_sum": 170**-0.5}
+# what `scaled` gives for a scale of one: the same objects in all terms, for `scaled_together`
+ONE: Any = np.float32(1)
+ONES: dict[str, Any] = {
+    "gaussian": ONE,
+    "rademacher": ONE,
+    "nibble_sum": np.float32(float.fromhex("0x1.3a28p-4")),
+}
+DISTRIBUTIONS = {
+    "gaussian": noise.gaussian,
+    "nibble_sum": noise.nibble_sum,
+    "rademacher": noise.rademacher,
+}
 
 
 def _u32(address: int) -> jax.Array:
     return jnp.uint32(address % 2**32)  # of a stride that no element uses, the bits that matter
 
 
-def _settled(scale: jax.Array) -> jax.Array:
+def scaled(scale: jax.Array, factor, distribution: str) -> tuple[jax.Array, jax.Array]:
+    """`scale * factor`, and what the numbers are multiplied by: short where they are integers."""
     # an identity that keeps XLA from reassociating the constants among the factors of a scale
-    return lax.reduce_precision(scale, exponent_bits=8, mantissa_bits=23)
+    scale = lax.reduce_precision(jnp.asarray(scale) * factor, exponent_bits=8, mantissa_bits=23)
+    unit = _UNITS.get(distribution)
+    return scale, scale if unit is None else noise.round_coefficient(scale * jnp.float32(unit))
+
+
+def scaled_together(terms: Sequence[Any], factor) -> list[Term | None]:
+    """`term.scaled(factor)` of each, where terms that have one scale share the scaled one.
+
+    Else XLA rounds the coefficient again in every use, which takes longer to compile.
+    """
+    found: dict[tuple, tuple[jax.Array, jax.Array]] = {}
+    out = []
+    for term in terms:
+        distribution = getattr(term, "distribution", None)
+        if distribution not in DISTRIBUTIONS:
+            out.append(None if term is None else term.scaled(factor))
+            continue
+        key = id(term.scale), distribution
+        if key not in found:
+            found[key] = _scaled[distribution](term.scale, jnp.asarray(factor, jnp.float32))
+        out.append(replace(term, scale=found[key][0], coefficient=found[key][1]))
+    return out
+
+
+_scaled = {name: outlined(partial(scaled, distribution=name)) for name in DISTRIBUTIONS}
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["key", "scale", "row", "col"],
+    data_fields=["key", "scale", "coefficient", "row", "col", "row_keys"],
     meta_fields=["distribution", "shape", "row_strides", "col_strides"],
 )
 @dataclass(frozen=True)
@@ -45,26 +87,32 @@ class Noise:
     Attributes:
         key: uint32[2] words.
         scale: float32 scalar.
+        coefficient: float32 scalar, what the drawn numbers are multiplied by.
         row, col: uint32 scalars, address of the view's first element.
         distribution: "rademacher", "nibble_sum" or "gaussian", each of variance one.
         shape, row_strides, col_strides: static, one entry an axis.
+        row_keys: uint32[2, rows], the words of the keys of all rows of the leaf, or None where
+            each use hashes those that it needs. It saves many operations to compile.
     """
 
     key: jax.Array
     scale: jax.Array
+    coefficient: jax.Array
     row: jax.Array
     col: jax.Array
     distribution: str
     shape: tuple[int, ...]
     row_strides: tuple[int, ...]
     col_strides: tuple[int, ...]
+    row_keys: Slice | None = field(default=None, kw_only=True)
 
     @classmethod
-    def of_leaf(cls, key, scale, distribution: str, shape: tuple[int, ...]) -> "Noise":
-        if distribution != "gaussian" and distribution not in _INTEGERS:
+    def of_leaf(
+        cls, key, scale, distribution: str, shape: tuple[int, ...], row_keys=None
+    ) -> "Noise":
+        if distribution not in DISTRIBUTIONS:
             raise ValueError(
-                f"unknown distribution {distribution!r}; choose one of gaussian, "
-                f"{', '.join(_INTEGERS)}"
+                f"unknown distribution {distribution!r}; choose one of {', '.join(DISTRIBUTIONS)}"
             )
         rows, cols = (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
         if max(rows, cols) >= 2**32:
@@ -75,13 +123,18 @@ class Noise:
         zero = jnp.uint32(0)
         row_strides = (*row_major_strides(shape[:-1]), 0)[: len(shape)]
         col_strides = (0,) * (len(shape) - 1) + (1,) * bool(shape)
+        if isinstance(scale, float) and scale == 1:
+            scale, rounded = ONE, ONES[distribution]
+        else:
+            scale, rounded = scaled(jnp.asarray(scale, jnp.float32), ONE, distribution)
         return cls(
-            noise.words(key), _settled(jnp.asarray(scale, jnp.float32)), zero, zero,
-            distribution, tuple(shape), row_strides, col_strides,
+            noise.words(key), scale, rounded, zero, zero,
+            distribution, tuple(shape), row_strides, col_strides, row_keys=row_keys,
         )  # fmt: skip
 
     def scaled(self, factor):
-        return replace(self, scale=_settled(self.scale * factor))
+        scale, rounded = scaled(self.scale, factor, self.distribution)
+        return replace(self, scale=scale, coefficient=rounded)
 
     def transpose(self, permutation):
         return self._viewed(
@@ -142,16 +195,35 @@ class Noise:
         # axes that neither row nor column depend on are computed once and broadcast
         strides = zip(self.shape, self.row_strides, self.col_strides, strict=True)
         sizes = [n if r or c else 1 for n, r, c in strides]
-        row = self._address(self.row, self.row_strides, sizes)
         col = self._address(self.col, self.col_strides, sizes)
-        return jnp.broadcast_to(self._values(row, col), self.shape)
+        words = self._words(sizes)
+        if words is None:
+            row = self._address(self.row, self.row_strides, sizes)
+            values = self._values(row, col)
+        else:
+            values = self._numbers(noise.bits_of_row_keys(words[0], words[1], col))
+        return jnp.broadcast_to(values, self.shape)
+
+    def _words(self, sizes) -> list[jax.Array] | None:
+        """The keys of the view's rows, along its axes; None if unknown or not in their order."""
+        if self.row_keys is None:
+            return None
+        shape, count = [1] * len(sizes), 1
+        for axis in reversed(range(len(sizes))):
+            if self.row_strides[axis] and sizes[axis] > 1:
+                if self.row_strides[axis] != count:
+                    return None
+                shape[axis], count = sizes[axis], count * sizes[axis]
+        part = self.row_keys.get()
+        if count != part.shape[1]:
+            part = lax.dynamic_slice(part, (jnp.zeros_like(self.row), self.row), (2, count))
+        return [word.reshape(shape) for word in part]
 
     def _values(self, row, col):
-        bits = noise.bits(self.key, row, col)
-        if self.distribution == "gaussian":
-            return self.scale * noise.gaussian(bits)
-        integers, unit = _INTEGERS[self.distribution]
-        return noise.round_coefficient(self.scale * jnp.float32(unit)) * integers(bits)
+        return self._numbers(noise.bits(self.key, row, col))
+
+    def _numbers(self, bits):
+        return self.coefficient * DISTRIBUTIONS[self.distribution](bits)
 
     def _viewed(self, shape, row_strides, col_strides):
         return replace(

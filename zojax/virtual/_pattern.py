@@ -17,7 +17,7 @@ _MOST_SUBSETS = 2**16
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["key", "scale", "row", "col"],
+    data_fields=["key", "scale", "coefficient", "row", "col", "row_keys"],
     meta_fields=["distribution", "shape", "row_strides", "col_strides", "n", "m"],
 )
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Pattern(Noise):
         """The pattern of a leaf, ones and zeros."""
         leaf = Noise.of_leaf(key, 1.0, "rademacher", shape)
         return cls(
-            leaf.key, leaf.scale, leaf.row, leaf.col,
+            leaf.key, leaf.scale, leaf.coefficient, leaf.row, leaf.col,
             "pattern", leaf.shape, leaf.row_strides, leaf.col_strides, n, m,
         )  # fmt: skip
 

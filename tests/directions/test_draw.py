@@ -1,0 +1,80 @@
+"""Numbers drawn for many leaves at once are those that each leaf would draw by itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zojax
+from tests.noise.test_exact_updates import INTEGERS
+from zojax import noise
+from zojax.directions import Direction
+from zojax.virtual import Noise
+from zojax.virtual._noise import ONE, ONES, scaled
+
+KEY = jax.random.key(7)
+PARAMS = {
+    "bias": [jnp.ones(64), jnp.ones(64), jnp.ones(())],
+    "empty": jnp.ones((0, 3)),
+    "long": jnp.ones(2**16 + 1),
+    "weights": [jnp.ones((6, 64)), jnp.ones((2, 3, 64)), jnp.ones((6, 128)), jnp.ones((5, 64))],
+    "narrow": [jnp.ones((64, 2))] * 2,
+}
+MADE = {
+    "gaussian": zojax.gaussian(),
+    "nibble_sum": zojax.integer_normal(),
+    "rademacher": zojax.rademacher(),
+}
+
+
+def _terms(direction: Direction) -> list:
+    return list(jax.jit(lambda key: direction.terms(key, PARAMS))(KEY))
+
+
+@pytest.mark.parametrize("distribution", MADE)
+def test_a_leaf_draws_the_numbers_of_its_own_key(distribution):
+    found = _terms(MADE[distribution])
+    for i, (term, leaf) in enumerate(zip(found, jax.tree.leaves(PARAMS), strict=True)):
+        alone = Noise.of_leaf(noise.fold_in(KEY, i), 1.0, distribution, leaf.shape)
+        for scale in (1.0, 0.3):
+            a, b = term.scaled(scale).materialize(), alone.scaled(scale).materialize()
+            if distribution == "gaussian":
+                np.testing.assert_allclose(a, b, rtol=2e-6, atol=0)
+            else:
+                np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_stored_is_small():
+    stored = [leaf for term in _terms(zojax.gaussian()) for leaf in jax.tree.leaves(term)]
+    # a vector of 64, and the keys of the rows of three matrices in a square of four: nothing of the
+    # long vector or of a matrix
+    assert max(leaf.size for leaf in stored) == 64
+
+
+def test_known_row_keys_change_no_view():
+    weights = [i for i, leaf in enumerate(jax.tree.leaves(PARAMS)) if leaf.shape == (2, 3, 64)]
+    (place,) = weights
+    term = _terms(zojax.rademacher())[place]
+    assert isinstance(term, Noise) and term.row_keys is not None
+    plain = Noise.of_leaf(noise.fold_in(KEY, place), 1.0, "rademacher", (2, 3, 64))
+    views = [
+        lambda t: t.transpose((2, 0, 1)),
+        lambda t: t.transpose((1, 0, 2)),  # rows out of their order: hashed again
+        lambda t: t.reshape((6, 64)),
+        lambda t: t.reshape((2, 3, 8, 8)).transpose((2, 0, 3, 1)),
+        lambda t: t.slice((1, 0, 5), (1, 3, 9), (1, 1, 1)),
+        lambda t: t.slice((0, 0, 0), (2, 2, 64), (1, 1, 1)),
+        lambda t: t.slice((0, 1, 0), (2, 1, 32), (1, 2, 2)),
+        lambda t: t.slice((jnp.int32(1), 0, 0), (1, 3, 64), (1, 1, 1)).reshape((3, 64)),
+        lambda t: t.broadcast((4, 2, 3, 64), (1, 2, 3)),
+    ]
+    for view in views:
+        np.testing.assert_array_equal(view(term).materialize(), view(plain).materialize())
+    at = jnp.array([1, 0, 1])
+    np.testing.assert_array_equal(term.rows(at, 0), plain.rows(at, 0))
+
+
+@pytest.mark.parametrize("distribution", [*INTEGERS, "gaussian"])
+def test_the_coefficient_of_a_scale_of_one(distribution):
+    scale, coefficient = scaled(jnp.float32(1), 1.0, distribution)
+    assert (float(scale), float(coefficient)) == (float(ONE), float(ONES[distribution]))

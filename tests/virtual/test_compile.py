@@ -1,0 +1,52 @@
+"""Unrolled layers: what a layer adds to the program, counted and not timed."""
+
+import functools
+import re
+
+import jax
+import pytest
+
+import zojax
+from tests.benchmarks import gpt
+
+# operations of an estimate over those of the forward pass, for a layer more
+LIMITS = {"low_rank": 2.1, "rademacher": 2.5, "gaussian": 3.1}
+DIRECTIONS = {
+    "low_rank": zojax.low_rank(1),
+    "rademacher": zojax.rademacher(),
+    "gaussian": zojax.gaussian(),
+}
+
+
+def _program(layers: int, name: str) -> tuple[int, set[str]]:
+    """(number of HLO instructions, distinct fused computations) of an optimised program."""
+    shape = gpt.Shape(layers=layers, width=128, vocabulary=512, length=64)
+    params, tokens = gpt.parameters(shape, scanned=False), gpt.batch(shape)
+    loss = functools.partial(gpt.loss, heads=shape.heads)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    if name == "forward":
+        lowered = jax.jit(loss).lower(params, tokens)
+    else:
+        ask = zojax.estimate(loss, zojax.mezo(direction=DIRECTIONS[name]))
+        lowered = jax.jit(lambda k, p, t: ask(k, p, t).coefficients).lower(key, params, tokens)
+    text = lowered.compile().as_text()
+    text = re.sub(r", (metadata|frontend_attributes)=\{[^}]*\}", "", text)
+    bodies = [b for b in text.split("\n\n") if b.startswith("%fused_computation")]
+    # names and numbers apart, equal computations are equal text
+    kernels = {re.sub(r"%[\w.\-]+|param_[\d.]+", "%", b) for b in bodies}
+    return text.count(" = "), kernels
+
+
+@functools.cache
+def _added(name: str) -> tuple[int, int]:
+    """What two layers more add: instructions, and distinct fused computations."""
+    (few, few_kernels), (many, many_kernels) = _program(5, name), _program(7, name)
+    return many - few, len(many_kernels) - len(few_kernels)
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_a_layer_more_adds_few_operations_and_no_kernels(name):
+    operations, kernels = _added(name)
+    forward, _ = _added("forward")
+    assert operations <= LIMITS[name] * forward, (operations, forward)
+    assert kernels <= 0
