@@ -1,5 +1,9 @@
 """Directions: identity covariance, masks, and one vector for the forward and for the update."""
 
+import re
+from functools import partial
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,12 +52,40 @@ def _rounding(direction):
     return 2**-13 if direction.name == "integer_normal()" else 1e-5
 
 
+ONES = jax.tree.map(jnp.ones_like, TREE)
+MASK = {"matrix": True, "scalar": False, "stack": False, "vector": True}
+
+
+class Seen(NamedTuple):
+    z: Any
+    moved: Any  # ONES, by half of it
+    update: Any
+    masked_moved: Any  # ONES, by all of it
+    masked_update: Any
+
+
+@partial(jax.jit, static_argnums=0)
+def see(direction, key):
+    """What a direction does to a tree, in one program: its noise is the same throughout."""
+    masked = zojax.masked(direction, MASK)
+    moved, masked_moved = perturb(direction, key, ONES, 0.5), perturb(masked, key, ONES, 1.0)
+    assert moved["matrix"].name == "['matrix']"
+    assert all((masked_moved[name] is leaf) != MASK[name] for name, leaf in ONES.items())
+    keys, ones = noise.words(key)[None], jnp.ones(1)
+    return Seen(
+        dense(direction, key, ONES),
+        materialize(moved),
+        combine(direction, keys, ones, ONES),
+        materialize(masked_moved),
+        combine(masked, keys, ones, ONES),
+    )
+
+
 @each_direction
 def test_one_key_one_direction(direction):
-    draw = jax.jit(lambda k: dense(direction, k, TREE))
-    first, again = (draw(k) for k in (KEY, jax.random.key(0)))
+    first, again = (see(direction, k).z for k in (KEY, jax.random.key(0)))
     jax.tree.map(np.testing.assert_array_equal, first, again)
-    other = draw(jax.random.key(1))
+    other = see(direction, jax.random.key(1)).z
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), first, other)))
 
 
@@ -69,25 +101,26 @@ def test_equal_leaves_get_different_noise(direction):
 @each_direction
 def test_a_scan_sees_the_slices_of_the_stacked_direction(direction):
     params = {"w": jax.random.normal(KEY, (3, 4, 5)), "v": jax.random.normal(KEY, (3, 4))}
-    moved = perturb(direction, KEY, params, 0.5)
     layers = lambda p: jax.lax.scan(lambda c, layer: (c, layer), 0, p)[1]  # noqa: E731
+
+    @jax.jit
+    def both(key, params):
+        moved = perturb(direction, key, params, 0.5)
+        return zojax.virtualize(layers)(moved), materialize(moved)
+
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=8 * 2**-24 * 4),
-        jax.jit(zojax.virtualize(layers))(moved),
-        materialize(moved),
+        *both(KEY, params),
     )
 
 
 @each_direction
 def test_perturb_moves_by_scale_times_the_direction(direction):
-    params = jax.tree.map(lambda x: jnp.ones_like(x), TREE)
-    moved = perturb(direction, KEY, params, 0.5)
-    assert moved["matrix"].name == "['matrix']"
-    expected = jax.tree.map(lambda z: 1 + 0.5 * z, dense(direction, KEY, params))
+    found = see(direction, KEY)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=4 * 2**-24 * 8),
-        materialize(moved),
-        expected,
+        lambda a, z: np.testing.assert_allclose(a, 1 + 0.5 * z, rtol=0, atol=4 * 2**-24 * 8),
+        found.moved,
+        found.z,
     )
 
 
@@ -122,25 +155,35 @@ def test_combine_is_the_mean_in_float64(direction, count):
 
 
 def test_combine_reads_only_shapes_and_dtypes():
+    """The program is the same, to the letter: no value of a parameter is anywhere in it."""
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), TREE)
+    full = jax.tree.map(lambda x: jnp.full(x.shape, 7, x.dtype), abstract)
     keys, ones = noise.fold_in(KEY, jnp.arange(2)), jnp.ones(2)
     for direction in (zojax.low_rank(3), zojax.subspace(2), zojax.coordinates(4), zojax.sphere()):
-        found = combine(direction, keys, ones, abstract)
-        dense = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-        jax.tree.map(np.testing.assert_array_equal, found, combine(direction, keys, ones, dense))
-        assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(found))
+        run = partial(combine, direction)
+        found, same = (
+            jax.make_jaxpr(lambda k, c, p=params, run=run: run(k, c, p))(keys, ones)
+            for params in (abstract, full)
+        )
+        assert re.sub("0x[0-9a-f]+", "", str(found)) == re.sub("0x[0-9a-f]+", "", str(same))
+        assert all(x.dtype == jnp.bfloat16 for x in found.out_avals)
+        jax.tree.map(np.testing.assert_array_equal, found.consts, same.consts)
 
 
 def test_bfloat16_factors_are_the_same_in_forward_and_update():
     """Rounded once, in the direction: a forward that rounds them further would see other ones."""
     params = jnp.zeros((4, 6), jnp.bfloat16)
-    (term,) = zojax.low_rank(2).terms(KEY, params)
+    (term,) = jax.jit(zojax.low_rank(2).terms)(KEY, params)
     assert term.left.dtype == term.right.dtype == jnp.bfloat16
-    moved = perturb(zojax.low_rank(2), KEY, params, 1.0)
-    identity = jnp.eye(4)
-    seen = zojax.virtualize(lambda w: identity @ w.astype(jnp.float32))(moved)
-    key = noise.words(KEY)[None]
-    update = combine(zojax.low_rank(2), key, jnp.ones(1), jax.ShapeDtypeStruct((4, 6), jnp.float32))
+    identity, float32 = jnp.eye(4), jax.ShapeDtypeStruct((4, 6), jnp.float32)
+
+    @jax.jit
+    def run(key):
+        moved = perturb(zojax.low_rank(2), key, params, 1.0)
+        seen = zojax.virtualize(lambda w: identity @ w.astype(jnp.float32))(moved)
+        return seen, combine(zojax.low_rank(2), noise.words(key)[None], jnp.ones(1), float32)
+
+    seen, update = run(KEY)
     a, b = (np.asarray(f, np.float64).squeeze() for f in (term.left, term.right))
     expected = a @ b.T / 2**0.5
     np.testing.assert_allclose(seen, expected, rtol=0, atol=4 * 2**-24 * abs(expected).max())
@@ -150,28 +193,27 @@ def test_bfloat16_factors_are_the_same_in_forward_and_update():
 
 
 @each_direction
-@pytest.mark.parametrize(
-    "mask",
-    [
-        {"matrix": True, "scalar": False, "stack": False, "vector": True},
-        lambda params: jax.tree.map(lambda p: p.ndim in (1, 2), params),
-    ],
-)
-def test_masked_leaves_stay_in_perturb_and_combine(direction, mask):
-    masked = zojax.masked(direction, mask)
-    moved = perturb(masked, KEY, TREE, 1.0)
-    keys = noise.words(KEY)[None]
-    update = combine(masked, keys, jnp.ones(1), TREE)
-    free = combine(direction, keys, jnp.ones(1), TREE)
-    for name, leaf in TREE.items():
-        if name in ("matrix", "vector"):
-            np.testing.assert_allclose(moved[name].materialize(), update[name], atol=1e-6, rtol=0)
+def test_masked_leaves_stay_in_perturb_and_combine(direction):
+    found = see(direction, KEY)
+    update = found.masked_update
+    for name, leaf in ONES.items():
+        if MASK[name]:
+            moved = found.masked_moved[name] - 1
+            np.testing.assert_allclose(moved, update[name], atol=1e-6, rtol=0)
             if direction in LEAFWISE:  # and as without the mask
-                np.testing.assert_array_equal(update[name], free[name])
+                np.testing.assert_array_equal(update[name], found.update[name])
         else:
-            assert moved[name] is leaf
             np.testing.assert_array_equal(update[name], jnp.zeros_like(leaf))
     assert any(np.any(np.asarray(leaf)) for leaf in update.values())
+
+
+def test_a_mask_may_be_a_function():
+    by_size = zojax.masked(zojax.low_rank(1), lambda p: jax.tree.map(lambda x: x.ndim in (1, 2), p))
+    found, expected = (
+        jax.jit(partial(perturb, direction))(KEY, TREE, 1.0)
+        for direction in (by_size, zojax.masked(zojax.low_rank(1), MASK))
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_a_mask_may_be_a_prefix():
@@ -206,8 +248,13 @@ def test_a_masked_leaf_may_have_any_dtype(direction):
     """As the error message promises."""
     params = {"ids": jnp.arange(3), "w": jnp.zeros((4, 8))}
     masked = zojax.masked(direction, {"ids": False, "w": True})
-    assert perturb(masked, KEY, params, 1.0)["ids"] is params["ids"]
-    update = combine(masked, noise.words(KEY)[None], jnp.ones(1), params)
+
+    @jax.jit
+    def run(key, params):
+        assert perturb(masked, key, params, 1.0)["ids"] is params["ids"]
+        return combine(masked, noise.words(key)[None], jnp.ones(1), params)
+
+    update = run(KEY, params)
     assert update["ids"].tolist() == [0, 0, 0] and np.any(np.asarray(update["w"]))
 
 

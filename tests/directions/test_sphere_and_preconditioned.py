@@ -36,8 +36,8 @@ def test_the_sphere_is_uniform():
 
 @pytest.mark.parametrize("shape", [(2000, 1000), (3, 700_001), (700_001,), (5, 600, 999)])
 def test_the_norm_of_a_large_leaf_is_summed_in_parts(shape):
-    (term,) = zojax.sphere().terms(KEY, jax.ShapeDtypeStruct(shape, jnp.float32))
-    z = np.asarray(term.materialize(), np.float64)
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    z = np.asarray(jax.jit(lambda k: zojax.sphere().terms(k, leaf)[0].materialize())(KEY), float)
     # each part is a tree of sums, of at most 2**18 numbers
     np.testing.assert_allclose((z**2).sum(), z.size, rtol=64 * 2**-24)
 
@@ -112,14 +112,19 @@ def test_low_rank_terms_stay_so_where_they_can(shape, diagonal, low_rank):
     d = jnp.asarray(np.random.default_rng(0).uniform(0.1, 2, diagonal), jnp.float32)
     w = jnp.zeros(shape)
     inner = zojax.low_rank(2)
-    (term,) = zojax.preconditioned(inner, d).terms(KEY, w)
-    assert isinstance(term, LowRank) == low_rank
-    (plain,) = inner.terms(KEY, w)
-    expected = np.sqrt(np.asarray(d, np.float64)) * np.asarray(plain.materialize(), np.float64)
+
+    @jax.jit
+    def run(key):
+        (term,), (plain,) = zojax.preconditioned(inner, d).terms(key, w), inner.terms(key, w)
+        assert isinstance(term, LowRank) == low_rank
+        flipped = term.transpose(tuple(reversed(range(len(shape)))))
+        return plain.materialize(), term.materialize(), flipped.materialize()
+
+    plain, found, flipped = run(KEY)
+    expected = np.sqrt(np.asarray(d, np.float64)) * np.asarray(plain, np.float64)
     bound = 16 * 2**-24 * abs(expected).max()
-    np.testing.assert_allclose(term.materialize(), expected, rtol=0, atol=bound)
-    flipped = term.transpose(tuple(reversed(range(len(shape)))))
-    np.testing.assert_allclose(flipped.materialize(), expected.T, rtol=0, atol=bound)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+    np.testing.assert_allclose(flipped, expected.T, rtol=0, atol=bound)
 
 
 def test_nested_diagonals_are_an_outer_product():
@@ -142,7 +147,7 @@ def test_a_traced_diagonal_and_a_masked_one():
         direction = zojax.preconditioned(zojax.gaussian(), d)
         return combine(direction, noise.words(KEY)[None], jnp.ones(1), TREE)
 
-    traced, eager = jax.jit(moved)(D), moved(D)
+    traced, eager = jax.jit(moved)(D), jax.jit(lambda: moved(D))()
     for a, b in zip(jax.tree.leaves(traced), jax.tree.leaves(eager), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
     flags = {"matrix": False, "scalar": True, "stack": True, "vector": True}

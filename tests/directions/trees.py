@@ -1,5 +1,7 @@
 """A small tree of every kind of leaf, and directions in it as dense arrays."""
 
+from functools import partial
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -17,8 +19,9 @@ TREE = {
 }
 
 
+@partial(jax.jit, static_argnums=0)
 def dense(direction, key, params, step=0):
-    """The direction as dense arrays, in float32."""
+    """The direction as dense arrays, in float32; compiled once for all tests that ask for it."""
     flat, tree = jax.tree.flatten(params)
     terms = direction.terms(key, params, step)
     return jax.tree.unflatten(

@@ -44,31 +44,34 @@ def _quadratic(params):
     return 0.5 * x @ (HESSIAN @ x) + SLOPE @ x
 
 
-def _z64(direction, key):
-    terms = direction.terms(key, PARAMS)
-    return np.concatenate([np.asarray(t.materialize(), np.float64).ravel() for t in terms])
+def _flat(direction, key):
+    return ravel_pytree([t.materialize() for t in direction.terms(key, PARAMS)])[0]
 
 
 @each_direction
-@pytest.mark.parametrize("scheme", [zojax.two_sided, zojax.one_sided])
-def test_the_coefficient_is_the_projected_gradient(direction, scheme):
+def test_the_coefficient_is_the_projected_gradient(direction):
     """g.z exactly for two sides, g.z + mu/2 z.H.z for one; the same z that makes the update.
 
     Losses are sums of 23 x 23 products; the quotient divides their rounding error by mu.
     """
-    mu, n = 0.5, 3
-    estimator = zojax.Estimator(direction, scheme(n), zojax.difference(), mu)
-    found = zojax.estimate(_quadratic, estimator)(jax.random.key(1), PARAMS)
-    x, h, b = (np.asarray(a, np.float64) for a in (FLAT, HESSIAN, SLOPE))
-    zs = [_z64(direction, k) for k in found.keys]
-    for c, z in zip(found.coefficients, zs, strict=True):
-        bias = mu / 2 * z @ h @ z if scheme is zojax.one_sided else 0.0
-        moved = abs(x) + mu * abs(z)
-        size = 0.5 * moved @ abs(h) @ moved + abs(b) @ moved
-        assert abs(float(c) - ((h @ x + b) @ z + bias)) <= 2 * SIZE * 2**-24 * size / mu
-    update = combine(direction, found.keys, found.coefficients, PARAMS)
-    expected = sum(float(c) * z for c, z in zip(found.coefficients, zs, strict=True)) / n
-    size = sum(abs(float(c) * z) for c, z in zip(found.coefficients, zs, strict=True)).max() / n
+    mu, n = 0.5, 2
+    draw = jax.jit(lambda keys: jax.lax.map(lambda k: _flat(direction, k), keys))
+    update = jax.jit(lambda keys, coefficients: combine(direction, keys, coefficients, PARAMS))
+    for scheme in (zojax.two_sided, zojax.one_sided):
+        estimator = zojax.Estimator(direction, scheme(n), zojax.difference(), mu)
+        found = jax.jit(zojax.estimate(_quadratic, estimator))(jax.random.key(1), PARAMS)
+        x, h, b, zs = (np.asarray(a, np.float64) for a in (FLAT, HESSIAN, SLOPE, draw(found.keys)))
+        for c, z in zip(found.coefficients, zs, strict=True):
+            bias = mu / 2 * z @ h @ z if scheme is zojax.one_sided else 0.0
+            moved = abs(x) + mu * abs(z)
+            size = 0.5 * moved @ abs(h) @ moved + abs(b) @ moved
+            assert abs(float(c) - ((h @ x + b) @ z + bias)) <= 2 * SIZE * 2**-24 * size / mu
+        _assert_mean(direction, found.coefficients, zs, update(found.keys, found.coefficients))
+
+
+def _assert_mean(direction, coefficients, zs, update):
+    products = np.asarray(coefficients, np.float64)[:, None] * zs
+    expected, size = products.mean(0), abs(products).mean(0).max()
     # integers have one coefficient of 13 bits, everything else a few float32 operations
     integers = direction.name in ("rademacher()", "integer_normal()", "blocks(rademacher())")
     atol = (2**-13 if integers else 16 * 2**-24) * size

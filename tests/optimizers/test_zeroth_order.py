@@ -24,6 +24,10 @@ def _gradient(step, estimator, seed=0, params=PARAMS):
     return zojax.value_and_grad(_loss, estimator)(key, params, TARGET, step=step)
 
 
+MEZO = zojax.mezo(0.5)
+_mezo_gradient = jax.jit(lambda step: _gradient(step, MEZO))
+
+
 def _update(tx, state, params=PARAMS):
     return tx.update(None, state, params, value_fn=_loss, target=TARGET)
 
@@ -56,12 +60,12 @@ def test_the_update_is_the_estimate_of_its_step():
     ids=["sgd", "adam", "clip", "masked", "apply_if_finite", "MultiSteps"],
 )
 def test_a_chain_is_its_links_applied_to_the_estimates(link):
-    estimator = zojax.mezo(0.5)
-    tx = optax.chain(zojax.zeroth_order(estimator, key=jax.random.key(0)), link)
+    tx = optax.chain(zojax.zeroth_order(MEZO, key=jax.random.key(0)), link)
     state, alone = tx.init(PARAMS), link.init(PARAMS)
+    update = jax.jit(lambda state: _update(tx, state))
     for step in range(4):
-        updates, state = _update(tx, state)
-        expected, alone = link.update(_gradient(step, estimator)[1], alone, PARAMS)
+        updates, state = update(state)
+        expected, alone = link.update(_mezo_gradient(step)[1], alone, PARAMS)
         _close(updates, expected)
 
 
@@ -88,7 +92,7 @@ def test_hyper_parameters_are_injected():
         state.hyperparams["mu"] = jnp.float32(mu)
         state.hyperparams["learning_rate"] = jnp.float32(mu / 2)
         updates, state = step(state)
-        grads = _gradient(count, zojax.fzoo(mu))[1]
+        grads = jax.jit(lambda count, mu: _gradient(count, zojax.fzoo(mu)))(count, mu)[1]
         # std of nine losses of size fifteen, in another fusion
         chex.assert_trees_all_close(
             updates, jax.tree.map(lambda g, mu=mu: -mu / 2 * g, grads), rtol=1e-4, atol=1e-5
@@ -113,13 +117,12 @@ def test_no_retrace_with_schedules_and_no_key_twice():
         updates, state = tx.update(None, state, params, value_fn=loss, target=TARGET)
         return optax.apply_updates(params, updates), state
 
+    ask = jax.jit(lambda key, mu: zojax.estimate(_loss, zojax.mezo(mu))(key, PARAMS, TARGET))
     params, state = PARAMS, tx.init(PARAMS)
     for count in range(5):
         params, state = step(params, state)
         losses.append(float(state[0].coefficients[0]))
-        expected = zojax.estimate(_loss, zojax.mezo(float(mu(count))))(
-            jax.random.fold_in(jax.random.key(0), count), PARAMS, TARGET
-        )
+        expected = ask(jax.random.fold_in(jax.random.key(0), count), float(mu(count)))
         np.testing.assert_allclose(state[0].coefficients, expected.coefficients, rtol=1e-4)
     assert len(traces) == 1 and len(set(losses)) == 5
     chex.clear_trace_counter()

@@ -1,5 +1,7 @@
 """What every model that nobody here wrote is put through."""
 
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +18,24 @@ DIRECTIONS = {
     "gaussian": zojax.gaussian(),
     "low_rank": zojax.low_rank(1),
 }
+DENSE = ["rademacher", "gaussian"]
 EPS = float(np.finfo(np.float32).eps)
 KEY = 11
+
+
+def covering(models: dict) -> list[tuple[str, str]]:
+    """(model, direction): low rank for each, and one of the two dense kinds in turn.
+
+    The two differ in the numbers alone: each use of a weight takes the same way with both.
+    """
+    dense = itertools.cycle(DENSE)
+    return [(name, kind) for name in models for kind in ("low_rank", next(dense))]
+
+
+@functools.cache
+def compiled(fn: Callable) -> Callable:
+    """`jax.jit(fn)`, one for all tests of a model."""
+    return jax.jit(fn)
 
 
 def assert_virtual_is_materialized(
@@ -40,7 +58,7 @@ def assert_virtual_is_materialized(
         return perturb(DIRECTIONS[direction], key, params, scale)
 
     found = jax.jit(lambda p, *a: zojax.virtualize(fn)(moved(p), *a))(params, *args)
-    plain = jax.jit(fn)
+    plain = compiled(fn)
     expected = plain(jax.jit(lambda p: materialize(moved(p)))(params), *args)
     tolerance = depth * EPS * float(jnp.max(jnp.abs(expected)))
     assert found.dtype == expected.dtype == jnp.float32
@@ -80,7 +98,7 @@ def assert_steps_do_not_retrace(loss: Callable, params: Any, *args) -> None:
     assert len(traces) == 1
     assert jax.tree.structure(second) == jax.tree.structure(params)
     # the mean of the two sides is off by the curvature, mu^2 z.Hz / 2, alone
-    np.testing.assert_allclose(value, loss(params, *args), rtol=1e-3)
+    np.testing.assert_allclose(value, jax.jit(loss)(params, *args), rtol=1e-3)
     assert all(
         jnp.any(a != b) for a, b in zip(*map(jax.tree.leaves, (params, second)), strict=True)
     )

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from tests.third_party.checks import (
-    DIRECTIONS,
     assert_steps_do_not_retrace,
     assert_virtual_is_materialized,
+    covering,
     explained,
     fallbacks,
 )
@@ -98,8 +98,7 @@ def build(name):
     return fn, params, inputs, depth
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name, direction", covering(MODELS))
 def test_virtual_is_materialized(name, direction):
     fn, params, inputs, depth = build(name)
     assert_virtual_is_materialized(fn, direction, params, inputs, depth=depth, scale=0.1)

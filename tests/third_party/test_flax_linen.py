@@ -8,9 +8,9 @@ import pytest
 from flax import linen as nn
 
 from tests.third_party.checks import (
-    DIRECTIONS,
     assert_steps_do_not_retrace,
     assert_virtual_is_materialized,
+    covering,
     explained,
     fallbacks,
 )
@@ -75,7 +75,7 @@ ADDED = {"decoder": [f"{ATTENTION}['{n}']['bias']" for n in ("query", "key", "va
 @functools.cache
 def build(name):
     module, inputs, depth = MODELS[name]
-    variables = module.init(jax.random.key(0), inputs)
+    variables = jax.jit(module.init)(jax.random.key(0), inputs)
     fixed = {k: v for k, v in variables.items() if k != "params"}
 
     def fn(params, inputs):
@@ -84,8 +84,7 @@ def build(name):
     return fn, variables["params"], inputs, depth
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name, direction", covering(MODELS))
 def test_virtual_is_materialized(name, direction):
     fn, params, inputs, depth = build(name)
     assert_virtual_is_materialized(fn, direction, params, inputs, depth=depth, scale=0.1)

@@ -10,10 +10,10 @@ from flax import nnx
 
 import zojax
 from tests.third_party.checks import (
-    DIRECTIONS,
     EPS,
     assert_steps_do_not_retrace,
     assert_virtual_is_materialized,
+    covering,
     explained,
     fallbacks,
 )
@@ -85,8 +85,7 @@ def build(name):
     return fn, params, (rest, inputs), depth
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name, direction", covering(MODELS))
 def test_virtual_is_materialized(name, direction):
     fn, params, args, depth = build(name)
     assert_virtual_is_materialized(fn, direction, params, *args, depth=depth, scale=0.1)

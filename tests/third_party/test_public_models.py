@@ -14,9 +14,9 @@ from flax import nnx
 
 import zojax
 from tests.third_party.checks import (
-    DIRECTIONS,
     assert_steps_do_not_retrace,
     assert_virtual_is_materialized,
+    covering,
     explained,
     fallbacks,
 )
@@ -65,7 +65,7 @@ def resnet():
     model = jax_resnet.ResNet(
         jax_resnet.ResNetBottleneckBlock, stage_sizes=(1, 1), hidden_sizes=(4, 8), n_classes=5
     )
-    variables = model.init(jax.random.key(0), IMAGES)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
 
     def fn(params, images):
         variables_now = {**variables, "params": params}
@@ -115,8 +115,7 @@ def build(name):
     return *make(), inputs, depth
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name, direction", covering(MODELS))
 def test_virtual_is_materialized(name, direction):
     fn, params, inputs, depth = build(name)
     assert_virtual_is_materialized(fn, direction, params, inputs, depth=depth, scale=0.1)
@@ -140,6 +139,7 @@ def test_thirty_steps_lower_the_loss_as_gradient_descent_does():
     fn, params, tokens, _ = build("penzai llama")
     traces = []
 
+    @jax.jit
     def loss(params, tokens):
         logits = fn(params, tokens)[:, :-1]
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]))

@@ -1,5 +1,7 @@
 """A small training problem: linear classification of two blobs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,11 +42,18 @@ def params(dtype=jnp.float32):
 
 
 def build(optimizer=None, num_samples: int = 2, dtype=jnp.float32, problem: Problem = PROBLEM):
-    """(functions, split, estimator)."""
+    """(functions, split, estimator); functions of equal arguments are compiled once."""
     split = zojax.full(params(dtype))
     estimator = zojax.mezo(mu=1e-2, num_samples=num_samples)
+    return _functions(optimizer, num_samples, dtype, problem), split, estimator
+
+
+@functools.cache
+def _functions(optimizer, num_samples, dtype, problem):
+    merge = zojax.full(params(dtype)).merge
+    estimator = zojax.mezo(mu=1e-2, num_samples=num_samples)
     optimizer = optax.adam(1e-2) if optimizer is None else optimizer
-    return training_functions(problem, split.merge, estimator, optimizer), split, estimator
+    return training_functions(problem, merge, estimator, optimizer)
 
 
 def assert_same_state(a, b) -> None:

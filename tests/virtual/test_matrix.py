@@ -228,18 +228,30 @@ def _assert_close(found, expected, message=""):
         np.testing.assert_allclose(a, b, rtol=0, atol=80 * 2**-24 * size, err_msg=message)
 
 
-def _both(fn, arrays):
-    pairs = lambda ws, x: {  # noqa: E731
-        kind: (zojax.virtualize(fn)(w, x), fn(w.materialize(), x)) for kind, w in ws.items()
-    }
-    return jax.jit(pairs)(arrays, X)
+@functools.cache
+def _arrays(shape):
+    """A virtual array of every kind, and the same materialised."""
+    arrays = {kind: make(kind, shape) for kind in KINDS}
+    return arrays, jax.jit(materialize)(arrays)
+
+
+@functools.cache
+def _compiled(fn):
+    return jax.jit(fn)
+
+
+def _both(fn, shape, x=X):
+    """What each kind gives, and the function itself on the dense array: one program for each."""
+    virtual, dense = _arrays(shape)
+    virtual_fn, dense_fn = zojax.virtualize(fn), _compiled(fn)
+    found = jax.jit(lambda ws, x: {kind: virtual_fn(w, x) for kind, w in ws.items()})(virtual, x)
+    return {kind: (found[kind], dense_fn(dense[kind], x)) for kind in KINDS}
 
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_views_are_bit_equal(name):
     shape, fn = VIEWS[name]
-    arrays = {kind: make(kind, shape) for kind in KINDS}
-    for kind, (found, expected) in _both(fn, arrays).items():
+    for kind, (found, expected) in _both(fn, shape).items():
         if kind in ("rademacher", "entries"):
             np.testing.assert_array_equal(found, expected, err_msg=kind)
         else:
@@ -249,8 +261,7 @@ def test_views_are_bit_equal(name):
 @pytest.mark.parametrize("name", USES)
 def test_uses_under_jit(name):
     shape, fn = USES[name]
-    arrays = {kind: make(kind, shape) for kind in KINDS}
-    for kind, (found, expected) in _both(fn, arrays).items():
+    for kind, (found, expected) in _both(fn, shape).items():
         _assert_close(found, expected, kind)
 
 
@@ -276,15 +287,18 @@ def test_vmap_over_scale(kind):
     cases = {n: c for n, c in (VIEWS | USES).items() if n != "callback"}
     scales = jnp.array([0.25, -0.25])
 
-    def run(scale, evaluated):
-        return {n: evaluated(fn)(make(kind, s, scale=scale), X) for n, (s, fn) in cases.items()}
+    weights = lambda scale: {s: make(kind, s, scale=scale) for s, _ in cases.values()}  # noqa: E731
 
-    dense = lambda fn: lambda w, x: fn(materialize(w), x)  # noqa: E731
-    found = jax.jit(jax.vmap(lambda s: run(s, zojax.virtualize)))(scales)
-    expected = jax.jit(lambda: [run(s, dense) for s in scales])()
-    for name in cases:
-        each = jax.tree.map(lambda *a: jnp.stack(a), *(e[name] for e in expected))
-        _assert_close(found[name], each, name)
+    @jax.jit
+    @jax.vmap
+    def run(scale):
+        ws = weights(scale)
+        return {n: zojax.virtualize(fn)(ws[s], X) for n, (s, fn) in cases.items()}
+
+    found, dense = run(scales), jax.jit(jax.vmap(lambda s: materialize(weights(s))))(scales)
+    for name, (shape, fn) in cases.items():
+        expected = [_compiled(fn)(w, X) for w in dense[shape]]
+        _assert_close(found[name], jax.tree.map(lambda *a: jnp.stack(a), *expected), name)
 
 
 @pytest.mark.parametrize("over", [jax.vmap, lambda f: lambda keys: lax.map(f, keys)])
@@ -303,7 +317,8 @@ def test_over_keys(over, kind):
     fn = lambda w, x: (jnp.tanh(x @ w), w[IDS])  # noqa: E731
     keys = noise.fold_in(jax.random.key(0), jnp.arange(3))
     found = jax.jit(over(lambda k: zojax.virtualize(fn)(perturbed(k), X)))(keys)
-    expected = [fn(perturbed(k).materialize(), X) for k in keys]
+    one = jax.jit(lambda k: fn(perturbed(k).materialize(), X))
+    expected = [one(k) for k in keys]
     _assert_close(found, jax.tree.map(lambda *a: jnp.stack(a), *expected))
 
 
@@ -311,8 +326,8 @@ def test_gradient_through_the_terms():
     """Differentiable in what the formula is made of, as the dense array is."""
     fn = lambda w, x: jnp.tanh(x @ w).sum() + jnp.sin(w[IDS]).sum()  # noqa: E731
     w = make("low_rank_entries", (6, 8))
-    found = jax.grad(lambda w: zojax.virtualize(fn)(w, X), allow_int=True)(w)
-    expected = jax.grad(lambda w: fn(w.materialize(), X), allow_int=True)(w)
+    found = jax.jit(jax.grad(lambda w: zojax.virtualize(fn)(w, X), allow_int=True))(w)
+    expected = jax.jit(jax.grad(lambda w: fn(w.materialize(), X), allow_int=True))(w)
     for part in (lambda w: w.base, lambda w: w.entries.values, lambda w: w.terms[0].left):
         _assert_close(part(found), part(expected))
 
@@ -327,19 +342,22 @@ BF16_USES = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_products_are_within_three_roundings(kind):
     """2^-8 relative for each: the weight with its noise, their product, the sum with low rank."""
-    for shape, letters in BF16_USES.values():
-        w = make(kind, shape, jnp.bfloat16)
-        x = X.astype(jnp.bfloat16)
-        fn = lambda w, x, letters=letters: jnp.einsum(letters, x, w)  # noqa: E731
-        found = zojax.virtualize(fn)(w, x)
-        assert found.dtype == jnp.bfloat16
+    x = X.astype(jnp.bfloat16)
+    wide = np.asarray(x, np.float64)
+
+    def both(w, letters):
+        found = zojax.virtualize(lambda w, x: jnp.einsum(letters, x, w))(w, x)
         stored = VirtualArray(w.base, w.entries).materialize().astype(jnp.float32)
         noise_terms = tuple(t for t in w.terms if isinstance(t, Noise))
-        dense, exact = (
-            np.asarray(VirtualArray(stored, None, terms).materialize(), np.float64)
-            for terms in (noise_terms, w.terms)
-        )
-        wide = np.asarray(x, np.float64)
+        terms = noise_terms, w.terms
+        return found, [VirtualArray(stored, None, t).materialize() for t in terms]
+
+    arrays = {name: make(kind, shape, jnp.bfloat16) for name, (shape, _) in BF16_USES.items()}
+    results = jax.jit(lambda ws: {n: both(w, BF16_USES[n][1]) for n, w in ws.items()})(arrays)
+    for name, (found, wholes) in results.items():
+        shape, letters = BF16_USES[name]
+        assert found.dtype == jnp.bfloat16
+        dense, exact = (np.asarray(w, np.float64) for w in wholes)
         product, expected = np.einsum(letters, wide, dense), np.einsum(letters, wide, exact)
         sums = np.einsum(letters, abs(wide), abs(dense)) + abs(product) + abs(expected)
         bound = 2.0**-8 * (1 + 2.0**-7) * sums
@@ -405,10 +423,8 @@ SHARDED = {
 def test_shard_map_gives_each_device_its_part(name):
     shape, fn = SHARDED[name]
     x = jnp.asarray(np.random.default_rng(2).standard_normal((4, 8), np.float32))
-    for kind in KINDS:
-        w = make(kind, shape)
-        found = jax.jit(zojax.virtualize(fn))(w, x)
-        _assert_close(found, fn(w.materialize(), x), kind)
+    for kind, (found, expected) in _both(fn, shape, x).items():
+        _assert_close(found, expected, kind)
     tall = make("tall_2", shape)
     uses = zojax.explain(fn)(tall, x).uses
     # a view that is the output has to be made, all others stay formulas
