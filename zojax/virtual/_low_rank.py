@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from zojax.virtual._shapes import reshape_groups, slice_axis
 
@@ -97,11 +98,23 @@ class LowRank:
         ).materialize()
 
     def materialize(self):
-        # unrolled over the rank so that XLA fuses it into the consumer; a dot would be a buffer
         left, right = self.left * self.multiplier, self.right
-        if self.rank > 16:
-            return jnp.broadcast_to(jnp.einsum("...r,...r->...", left, right), self.shape)
-        total = sum(left[..., r] * right[..., r] for r in range(self.rank))
+
+        # each fuses into its consumer where it runs; the others would store the array there
+        def unrolled(left, right):
+            return sum(left[..., r] * right[..., r] for r in range(self.rank))
+
+        def summed(left, right):
+            return jnp.sum(left * right, -1)
+
+        def product(left, right):
+            return jnp.einsum("...r,...r->...", left, right)
+
+        if self.rank <= 4:
+            total = unrolled(left, right)
+        else:
+            other = unrolled if self.rank <= 16 else product
+            total = lax.platform_dependent(left, right, cpu=summed, default=other)
         return jnp.broadcast_to(total, self.shape)
 
     def _mapped(self, shape, fn):
