@@ -47,3 +47,18 @@ def test_sparse_entries_need_no_more_than_a_forward(scanned):
     step = sparse_step(loss, merge)
     found = _temporaries(step, abstract(theta), key, abstract(frozen), tokens)
     assert found <= 1.1 * forward, (found, forward)
+
+
+@pytest.mark.parametrize("rank", [2, 8, 32])
+def test_an_update_of_any_rank_stores_no_matrix(rank):
+    def update(key, coefficients, params):
+        grads = zojax.gradient(estimator, key[None], coefficients, params)
+        return params - grads
+
+    estimator = zojax.mezo(direction=zojax.low_rank(rank))
+    abstract_args = [((2,), jnp.uint32), ((1,), jnp.float32), ((512, 1024), jnp.float32)]
+    key, coefficients, params = (jax.ShapeDtypeStruct(*a) for a in abstract_args)
+    compiled = jax.jit(update, donate_argnums=2).lower(key, coefficients, params).compile()
+    factors = rank * (512 + 1024) * 4
+    # as drawn, and scaled
+    assert compiled.memory_analysis().temp_size_in_bytes <= 2 * factors + 2**12
