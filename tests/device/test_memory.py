@@ -2,6 +2,8 @@
 
 import functools
 
+import math
+
 import jax
 import pytest
 
@@ -30,6 +32,12 @@ def _forward(scanned):
     return loss, params, tokens, compiled.memory_analysis().temp_size_in_bytes
 
 
+def _largest(params) -> int:
+    """Bytes of the largest matrix of one layer."""
+    shapes = [(leaf.shape[-2:], leaf.dtype.itemsize) for leaf in jax.tree.leaves(params)]
+    return max(math.prod(shape) * size for shape, size in shapes)
+
+
 @pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "unrolled"])
 @pytest.mark.parametrize(
     "direction",
@@ -41,7 +49,9 @@ def test_a_step_needs_no_more_than_a_forward(scanned, direction, gpu):
     loss, params, tokens, forward = _forward(scanned)
     key = jax.eval_shape(lambda: jax.random.key(0))
     found = _temporaries(step(loss, direction), params, key, tokens)
-    assert found <= 1.1 * forward, (found, forward)
+    # a dense direction makes one matrix at a time, whole
+    more = 0 if direction.name.startswith("low_rank") else _largest(params)
+    assert found <= 1.1 * forward + more, (found, forward)
 
 
 @pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "unrolled"])
@@ -51,4 +61,4 @@ def test_sparse_entries_need_no_more_than_a_forward(scanned, gpu):
     theta, frozen, merge = sensitive(initialize(0, params))
     key = jax.eval_shape(lambda: jax.random.key(0))
     found = _temporaries(sparse_step(loss, merge), abstract(theta), key, abstract(frozen), tokens)
-    assert found <= 1.1 * forward, (found, forward)
+    assert found <= 1.1 * forward + _largest(params), (found, forward)
