@@ -66,7 +66,7 @@ demo: $(VENV)/.installed ## fine-tune a real transformer with forward passes onl
 	$(VENV)/bin/zojax demo $(ARGS)
 
 test: $(VENV)/.installed ## the test-suite, doctests included; real data sets from $ZOJAX_DATA
-	$(VENV)/bin/python -m pytest -n auto -m "$(FAST)" $(ARGS)
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "$(FAST)" $(ARGS)
 
 test-slow: $(VENV)/.installed ## the tests that take more than a minute
 	$(VENV)/bin/python -m pytest -m "$(SLOW)" $(ARGS)

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from tests.tasks.conftest import make_tokenizer
-from zojax import models
+from zojax import models, training
 from zojax.cli import main
 
 WORDS = {0: ["story", "plot", "king"], 1: ["movie", "actor", "film"]}
@@ -71,6 +71,12 @@ def _finetune(model, data, out, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.fixture
+def no_memory_report(monkeypatch):
+    """For tests of something else: its three programs take longer to compile than all others."""
+    monkeypatch.setattr(training, "step_memory", lambda *_: training.StepMemory(1, 1, 1))
+
+
 def _last_json(capsys) -> dict:
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
@@ -94,6 +100,7 @@ def test_every_method_runs_and_its_adapter_gives_the_same_accuracy(
     assert _last_json(capsys)["accuracy"] == result["accuracy_after"]
 
 
+@pytest.mark.usefixtures("no_memory_report")
 def test_an_encoder_with_your_own_prompt_and_options_learns(encoder, data, tmp_path, capsys):
     args = [
         "finetune", "--model", str(encoder), "--data", str(data), "--prompt", "{text}",
@@ -107,6 +114,7 @@ def test_an_encoder_with_your_own_prompt_and_options_learns(encoder, data, tmp_p
     assert result["accuracy_after"] >= 0.7
 
 
+@pytest.mark.usefixtures("no_memory_report")
 def test_resume_needs_the_same_model_and_task(decoder, encoder, data, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(_finetune(decoder, data, out, "--steps", "4")) == 0
@@ -140,6 +148,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("no_memory_report")
 def test_too_long_examples_are_cut_on_the_left_and_said_once(decoder, data, tmp_path, capsys):
     flags = ["--steps", "1", "--max-length", "12"]
     assert main(_finetune(decoder, data, tmp_path / "run", *flags)) == 0
@@ -153,6 +162,7 @@ def test_a_tokenizer_of_another_model_is_refused(data, tmp_path, capsys):
     assert "they are not of one model" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_memory_report")
 def test_the_same_run_from_python(decoder, data, tmp_path):
     from zojax.cli import Finetune, TaskConfig
     from zojax.cli.finetune import finetune
