@@ -130,6 +130,22 @@ EAGER = ("mezo", "hizoo", "deepzero", "joint")
 """Those that the suite also runs without jit, where each operation is compiled on its own; the
 others are made of the same parts."""
 
+SLOW = (
+    "mezo, signs in one batch",
+    "one_sided",
+    "leave_one_out",
+    "eggroll",
+    "lozo",
+    "subzero",
+    "qzo",
+    "deepzero_by_layer",
+    "consensus_hopping",
+    "fgd",
+    "private",
+)
+"""Those that `make test-slow` runs: their parts are those of the others, or have theory tests in
+`tests/estimators`."""
+
 _QUOTIENT = Claims(mean=unbiased, quotient=True, scale="equivariant")
 _NORMALIZED = Claims(scale="invariant")
 

@@ -8,7 +8,7 @@ import pytest
 
 import zojax
 from tests.conformance.checks import claimed
-from tests.conformance.recipes import EAGER, RECIPES, Recipe
+from tests.conformance.recipes import EAGER, RECIPES, SLOW, Recipe
 from tests.conformance.subject import Claims, Subject
 
 
@@ -18,7 +18,11 @@ def pytest_generate_tests(metafunc):
     place = metafunc.config.getoption("--estimator", default=None)
     recipes = RECIPES if place is None else {place: _named(place)}
     eager = [place is not None or name in EAGER for name in recipes]
-    cases = list(zip(recipes.values(), eager, strict=True))
+    marks = [pytest.mark.slow if place is None and name in SLOW else () for name in recipes]
+    cases = [
+        pytest.param(recipe, compiled, marks=mark)
+        for recipe, compiled, mark in zip(recipes.values(), eager, marks, strict=True)
+    ]
     metafunc.parametrize("recipe, eager", cases, ids=recipes.keys())
 
 

@@ -1,7 +1,6 @@
 """A step on a GPU needs the temporaries of the forward pass that it contains."""
 
 import functools
-
 import math
 
 import jax
