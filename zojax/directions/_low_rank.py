@@ -55,14 +55,16 @@ def low_rank(rank: int = 1, refresh: int | None = None, *, key: jax.Array | int 
     def terms(sample_key, params, step=0):
         leaves = floating_leaves(params)
         count = len(leaves)
-        own = sample_key if refresh is None else own_key(key, step, refresh)
-        table = jnp.concatenate([leaf_key_table(sample_key, count), leaf_key_table(own, count)])
+        table, kept = leaf_key_table(sample_key, count), 0
+        if refresh is not None:
+            own = leaf_key_table(own_key(key, step, refresh), count)
+            table, kept = jnp.concatenate([table, own]), count
         matrices = [i for i, leaf in enumerate(leaves) if _is_matrix(leaf)]
         vectors = [i for i, leaf in enumerate(leaves) if not _is_matrix(leaf)]
         drawn = _normals(
             table,
             [(i, _LEFT, math.prod(jnp.shape(leaves[i])[:-1]), rank) for i in matrices]
-            + [(count + i, _RIGHT, jnp.shape(leaves[i])[-1], rank) for i in matrices]
+            + [(kept + i, _RIGHT, jnp.shape(leaves[i])[-1], rank) for i in matrices]
             + [(i, _LEFT, math.prod(jnp.shape(leaves[i])), 1) for i in vectors],
         )
         right, rest = drawn[len(matrices) :], drawn[2 * len(matrices) :]

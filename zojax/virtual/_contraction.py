@@ -51,8 +51,14 @@ def dot_general(eqn, values, report: Report):
     return total.astype(out.dtype)
 
 
-def dense_use(fn, panels=None):
-    """`fn(x, weight array)` as a function of a virtual weight that is dense for this one use."""
+def dense_use(fn, panels=None, alone=True):
+    """`fn(x, weight array)` as a function of a virtual weight that is dense for this one use.
+
+    Args:
+        fn: `(x, array) -> array`.
+        panels: the same of the virtual weight, for CPU, with little of it dense at a time.
+        alone: whether it is a computation of its own on CPU, whose equal uses are compiled once.
+    """
 
     def whole(x, weight: VirtualArray):
         return fn(x, weight.materialize())
@@ -62,7 +68,8 @@ def dense_use(fn, panels=None):
         return whole(x, weight.after(x))
 
     def use(x, weight: VirtualArray):
-        # on CPU a computation of its own, as all uses of this kind are then compiled once
+        if not alone:
+            return late(x, weight)
         return lax.platform_dependent(x, weight, cpu=outlined(panels or whole), default=late)
 
     def shared(xs, weight: VirtualArray):
@@ -213,7 +220,9 @@ def convolution(eqn, values, report: Report):
     def product(x, kernel):
         return _compat.bind(eqn, [x, kernel])[0]
 
-    out = dense_use(product)(x, rest) if is_dense else product(x, rest.base)
+    # XLA places the activations around noise more tightly where its use is not alone
+    use = dense_use(product, alone=weight.entries is not None)
+    out = use(x, rest) if is_dense else product(x, rest.base)
     if not thin:
         return out
     total = out.astype(jnp.promote_types(out.dtype, jnp.float32))
