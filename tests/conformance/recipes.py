@@ -126,7 +126,7 @@ def _with(scheme, shaping, direction=None) -> AnyEstimator:
     return zojax.Estimator(direction or zojax.gaussian(), scheme, shaping, MU)
 
 
-EAGER = ("mezo", "hizoo", "deepzero", "joint")
+EAGER = ("mezo", "hizoo", "deepzero")
 """Those that the suite also runs without jit, where each operation is compiled on its own; the
 others are made of the same parts."""
 

@@ -31,7 +31,10 @@ def _scanned(transformation, params=PARAMS, steps=STEPS):
     return path, state
 
 
-@pytest.mark.parametrize("name", LINKS)
+WRAPPERS = ("masked", "partition", "MultiSteps", "apply_if_finite", "schedule_free")
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
 def test_a_chain_compiles_as_a_whole(name):
     """Its steps are those of the link on estimates that were made one by one."""
     link = LINKS[name]
