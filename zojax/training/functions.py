@@ -8,13 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zojax import noise
-from zojax.estimators import AnyEstimator, Estimate, advance, estimate
-from zojax.estimators import init as init_memory
-from zojax.optimizers import apply_updates
+from zojax.estimators import AnyEstimator, Estimate
+from zojax.optimizers import TrainState, step_functions
 from zojax.virtual import virtualize
-
-_ROUNDING = 0xFFFF_FFFF  # folded into a step's key for stochastic rounding; no sample has it
 
 
 class Problem(NamedTuple):
@@ -29,16 +25,6 @@ class Problem(NamedTuple):
     loss: Callable[[Any, Any], jax.Array]
     logits: Callable[[Any, Any], jax.Array]
     example_losses: Callable[[jax.Array, jax.Array], jax.Array]
-
-
-class TrainState(NamedTuple):
-    """Everything that changes from step to step."""
-
-    step: jax.Array  # shape=(), dtype=jnp.int32
-    trainable: Any
-    opt_state: Any
-    key: jax.Array  # shape=(), typed key; step t uses fold_in(key, t)
-    memory: Any  # what an adaptive estimator learnt; empty otherwise
 
 
 class Functions(NamedTuple):
@@ -87,32 +73,13 @@ def training_functions(
     virtual_loss = virtualize(problem.loss)
     virtual_logits = virtualize(problem.logits)
 
-    def init(trainable, key):
-        # copies, as `apply` donates its state and the caller may still hold tree and key
-        own = jax.tree.map(jnp.array, trainable)
-        memory = init_memory(estimator, own)
-        return TrainState(jnp.zeros((), jnp.int32), own, optimizer.init(own), key.copy(), memory)
-
     def loss_of(trainable, frozen, batch):
         return virtual_loss(merge(trainable, frozen), batch)
-
-    def ask(state: TrainState, frozen, batch) -> Estimate:
-        key = jax.random.fold_in(state.key, state.step)
-        asked = estimate(loss_of, estimator)
-        return asked(key, state.trainable, frozen, batch, step=state.step, state=state.memory)
-
-    def apply(state: TrainState, keys, coefficients) -> TrainState:
-        grads, memory = advance(
-            estimator, keys, coefficients, state.trainable, state.step, state.memory
-        )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        rounding = noise.fold_in(jax.random.fold_in(state.key, state.step), _ROUNDING)
-        trainable = apply_updates(state.trainable, updates, key=rounding)
-        return TrainState(state.step + 1, trainable, opt_state, state.key, memory)
 
     def predict(trainable, frozen, batch):
         return virtual_logits(merge(trainable, frozen), batch)
 
+    init, ask, apply = step_functions(loss_of, estimator, optimizer)
     return Functions(init, jax.jit(ask), jax.jit(apply, donate_argnums=0), jax.jit(predict))
 
 
