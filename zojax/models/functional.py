@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import nnx
 
+from zojax.models.config import ModelConfig
 from zojax.models.decoder import Decoder
 from zojax.models.encoder import Encoder
 
@@ -37,3 +38,23 @@ def functional(
     """
     graph, state = nnx.split(model)
     return functools.partial(nnx.merge, graph), nnx.to_pure_dict(state)
+
+
+def abstract(config: ModelConfig) -> Decoder | Encoder:
+    """A model without values, of any size: its parameters are shapes.
+
+    Example:
+        >>> import zojax.models as models
+        >>> model = models.abstract(models.known_config("llama-2-7b"))
+        >>> bind, params = models.functional(model)
+        >>> params["layers"]["attention"]["query"]["kernel"]
+        ShapeDtypeStruct(shape=(32, 4096, 4096), dtype=bfloat16)
+
+    Args:
+        config: Shape of the model.
+
+    Returns:
+        A ``Decoder`` or an ``Encoder`` with ``jax.ShapeDtypeStruct`` for arrays.
+    """
+    kind = Decoder if config.causal else Encoder
+    return nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))

@@ -21,6 +21,7 @@ from zojax.models._tensors import Tensor, modern_name, open_folder, write_file
 from zojax.models.config import ModelConfig
 from zojax.models.decoder import Decoder
 from zojax.models.encoder import Encoder
+from zojax.models.functional import abstract
 
 _COMPANIONS = (
     "tok*",
@@ -56,7 +57,7 @@ def load(folder: str | os.PathLike[str], dtype: Any = None) -> Decoder | Encoder
         raise ValueError(f"dtype {jnp.dtype(dtype).name} cannot hold weights; use a floating one.")
     config = _read_config(folder)
     stored = {modern_name(name): tensor for name, tensor in open_folder(folder).items()}
-    graph, state = nnx.split(_shape(config))
+    graph, state = nnx.split(abstract(config))
     params = nnx.to_pure_dict(state)
     plan = entries(config.family, params, stored)
     _check(folder, config, params, plan, stored)
@@ -65,7 +66,7 @@ def load(folder: str | os.PathLike[str], dtype: Any = None) -> Decoder | Encoder
             _get(params, path[:-1])[path[-1]] = value
     actual = params["embedding"]["embedding"].dtype.name
     if actual != config.dtype:
-        graph = nnx.graphdef(_shape(dataclasses.replace(config, dtype=actual)))
+        graph = nnx.graphdef(abstract(dataclasses.replace(config, dtype=actual)))
     return nnx.merge(graph, params)
 
 
@@ -113,10 +114,21 @@ def save(
             os.rename(written, folder)
 
 
-def _shape(config: ModelConfig) -> Decoder | Encoder:
-    """A model without values."""
-    kind = Decoder if config.causal else Encoder
-    return nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+def read_config(path: str | os.PathLike[str]) -> ModelConfig:
+    """Read the configuration of a local model; its weights need not be there.
+
+    Args:
+        path: Folder with ``config.json``, or such a file.
+
+    Returns:
+        The configuration, with the dtype that it names.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or file.
+        ValueError: If it is damaged, or the architecture is not supported.
+    """
+    path = Path(path)
+    return _read_file(path) if path.is_file() else _read_config(path)
 
 
 def _read_config(folder: Path) -> ModelConfig:
@@ -128,6 +140,10 @@ def _read_config(folder: Path) -> ModelConfig:
     if not file.exists():
         found = sorted(path.name for path in folder.iterdir())
         raise FileNotFoundError(f"{folder} has no config.json; found {found}.")
+    return _read_file(file)
+
+
+def _read_file(file: Path) -> ModelConfig:
     try:
         content = json.loads(file.read_text())
     except ValueError as error:
