@@ -81,6 +81,7 @@ from zojax.optimizers import (
     scale_by_best,
     zeroth_order,
 )
+from zojax.planning import Plan, plan
 from zojax.trainables import (
     Split,
     bias_and_norm,
@@ -105,6 +106,7 @@ __all__ = [
     "LearningRate",
     "Losses",
     "MuProbe",
+    "Plan",
     "ScaleByBestState",
     "Split",
     "ZerothOrderState",
@@ -155,6 +157,7 @@ __all__ = [
     "normalized",
     "numpy_function",
     "one_sided",
+    "plan",
     "population",
     "preconditioned",
     "privacy_spent",

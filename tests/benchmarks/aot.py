@@ -9,72 +9,19 @@ Needs the CUDA plugin of the very version of jax, but no CUDA and no NVIDIA libr
 """
 
 import functools
-import importlib.util
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from tests.benchmarks import llama
 from tests.benchmarks.steps import DIRECTIONS, plain_step, step
 from tests.benchmarks.table import finish, parse, show
+from zojax.planning import missing, target_device
 
-# public figures of the H200 (compute capability 9.0), as an XLA GpuTargetConfigProto
-H200 = """
-platform_name: "CUDA"
-device_description_str: "NVIDIA H200"
-dnn_version_info { major: 9 minor: 8 }
-gpu_device_info {
-  cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
-  device_memory_size: 150000000000
-  memory_bandwidth: 4800000000000
-  l2_cache_size: 62914560
-  clock_rate_ghz: 1.98
-  core_count: 132
-  fpus_per_core: 128
-  threads_per_warp: 32
-  threads_per_block_limit: 1024
-  threads_per_core_limit: 2048
-  registers_per_block_limit: 65536
-  registers_per_core_limit: 65536
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-}
-"""
 _GIB = 2**30
-
-
-def missing() -> str:
-    """Why nothing can be compiled for CUDA here; empty if it can."""
-    try:
-        found = importlib.util.find_spec("jax_plugins.xla_cuda13")
-    except ModuleNotFoundError:
-        found = None
-    if found:
-        return ""
-    version = jax.__version__
-    return (
-        "needs the CUDA plugin: pip install --no-deps "
-        f"jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version}"
-    )
-
-
-def device() -> Any:
-    """A device that is only described; call it before any other use of jax."""
-    # the plugin is loaded without the libraries that running on a GPU would need
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="", topology="1x1x1", target_config=H200
-    )
-    return topology.devices[0]
 
 
 def memory(fn: Callable, *args: Any, donate: tuple[int, ...] = ()) -> dict[str, float]:
@@ -119,7 +66,7 @@ def main() -> None:
     args = parse(__doc__ or "", add)
     if reason := missing():
         raise SystemExit(reason)
-    target = device()
+    target = target_device("h200")
     names = ["forward", "low_rank", "rademacher", "plain_jax"]
     # a smaller model compiles no faster: fewer programs do
     batches, names = ([1], names[:2]) if args.small else (args.batches, names)

@@ -22,6 +22,7 @@ ORDER = (
     "estimators",
     "trainables",
     "optimizers",
+    "planning",
     "blackbox",
     "parallel",
     "training",
@@ -30,7 +31,7 @@ ORDER = (
     "cli",
 )
 ROOMS = [room for room in ORDER if (PACKAGE / room / "__init__.py").exists()]
-CORE = ROOMS[: ROOMS.index("optimizers") + 1]
+CORE = ROOMS[: ROOMS.index("planning") + 1]
 MAX_LINES = 330
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import aot
+from zojax.planning import missing
 
 pytestmark = pytest.mark.aot
 
 
 def test_a_step_fits_in_the_memory_of_the_forward():
-    if reason := aot.missing():
+    if reason := missing():
         pytest.skip(reason)
     # a process of its own: the plugin must be loaded before jax is used, and for one device
     done = subprocess.run(

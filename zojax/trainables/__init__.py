@@ -1,5 +1,6 @@
 """Trainables: what moves and what stays, as a split and a merge."""
 
+from zojax.trainables._abstract import abstract_sensitive
 from zojax.trainables._lora import lora
 from zojax.trainables._select import (
     bias_and_norm,
@@ -16,6 +17,7 @@ from zojax.trainables._split import Split, size
 __all__ = [
     "SensitiveFrozen",
     "Split",
+    "abstract_sensitive",
     "bias_and_norm",
     "full",
     "head",

@@ -1,0 +1,181 @@
+"""A plan against the programs and the arrays of training itself."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import zojax
+from tests.benchmarks.steps import initialize
+from zojax import planning, trainables
+from zojax.training import Problem, step, training_functions
+
+VOCABULARY, WIDTH, HIDDEN, LAYERS, TOKENS = 512, 64, 256, 3, (4, 32)
+LOW_RANK = zojax.mezo(direction=zojax.low_rank(1))
+
+
+def loss(params, tokens):
+    """Next-token loss of a residual network over embeddings, layers scanned."""
+
+    def layer(x, p):
+        return x + jnp.tanh(x @ p["up"]) @ p["down"], None
+
+    x, _ = jax.lax.scan(layer, params["embedding"][tokens], params["layers"])
+    scores = jax.nn.log_softmax((x @ params["head"])[:, :-1].astype(jnp.float32))
+    return -jnp.take_along_axis(scores, tokens[:, 1:, None], -1).mean()
+
+
+def shapes():
+    def leaf(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.bfloat16)
+
+    layers = {"up": leaf(LAYERS, WIDTH, HIDDEN), "down": leaf(LAYERS, HIDDEN, WIDTH)}
+    return {
+        "embedding": leaf(VOCABULARY, WIDTH),
+        "layers": layers,
+        "head": leaf(WIDTH, VOCABULARY),
+        "bias": leaf(VOCABULARY),
+    }
+
+
+def is_inner(path: str) -> bool:
+    return path.startswith("layers")
+
+
+def full(params):
+    return zojax.full(params), LOW_RANK, optax.sgd(1e-3)
+
+
+def lora(params):
+    split = zojax.lora(params, jax.random.key(0), 4, where=is_inner)
+    return split, zojax.mezo(), optax.adam(1e-3)
+
+
+def sensitive(params):
+    scores = jax.tree.map(jnp.abs, params)
+    return zojax.sensitive(params, scores, 0.05), zojax.mezo(), optax.adam(1e-3)
+
+
+CASES = {"full": full, "lora": lora, "sensitive": sensitive}
+ABSTRACT = {
+    "full": None,
+    "lora": lambda params: zojax.lora(params, jax.random.key(0), 4, where=is_inner),
+    "sensitive": trainables.abstract_sensitive(shapes(), 0.05),
+}
+
+
+def held(*trees) -> int:
+    """Bytes of real arrays."""
+    return sum(x.nbytes for x in jax.tree.leaves(trees))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_is_what_training_holds_and_what_its_programs_report(name):
+    abstract = shapes()
+    split, estimator, optimizer = CASES[name](initialize(0, abstract))
+    tokens = jnp.zeros(TOKENS, jnp.int32)
+
+    found = zojax.plan(
+        loss, abstract, jax.eval_shape(lambda: tokens), estimator,
+        trainable=ABSTRACT[name], optimizer=optimizer,
+    )  # fmt: skip
+
+    functions = training_functions(Problem(loss, loss, loss), split.merge, estimator, optimizer)
+    state = functions.init(split.trainable, jax.random.key(0))
+    # the programs that the loop runs, after a step, on what it holds
+    state, answer = step(functions, state, split.frozen, tokens)
+    ask = functions.ask.lower(state, split.frozen, tokens).compile().memory_analysis()
+    apply = functions.apply.lower(state, answer.keys, answer.coefficients).compile()
+    apply = apply.memory_analysis()
+    kept = held(split.frozen, tokens)
+    asking = kept + held(state) + ask.temp_size_in_bytes + held(answer)
+    made = apply.output_size_in_bytes - apply.alias_size_in_bytes
+    applying = kept + held(state) + apply.temp_size_in_bytes + made + held(answer[2:4])
+
+    assert found.total == pytest.approx(max(asking, applying), rel=0.05)
+    assert found.ask == pytest.approx(asking, rel=0.05)
+    assert found.apply == pytest.approx(applying, rel=0.05)
+    # without the compiler there is nothing to be wrong about
+    assert found.weights == held(split.frozen)
+    assert found.trainables == held(state.trainable)
+    assert found.optimizer == held(state) - held(state.trainable)
+    assert found.batch == held(tokens)
+    assert sum(found.parts.values()) == found.total
+
+
+@functools.cache
+def small_plan(num_samples: int = 1) -> planning.Plan:
+    estimator = zojax.mezo(num_samples=num_samples, direction=zojax.low_rank(1))
+    params = {"w": jax.ShapeDtypeStruct((256, 64), jnp.float32)}
+    x = jax.ShapeDtypeStruct((8, 256), jnp.float32)
+    return zojax.plan(lambda p, x: jnp.square(x @ p["w"]).mean(), params, x, estimator)
+
+
+def test_operations_are_those_of_the_queries():
+    product, thin = 2 * 8 * 256 * 64, 2 * 8 * (256 + 64)
+    for num_samples in (1, 3):
+        found = small_plan(num_samples)
+        assert found.queries == 2 * num_samples
+        update = 2 * 256 * 64 * num_samples
+        least = found.queries * product
+        assert least <= found.flops <= least + found.queries * thin + update
+
+
+def test_a_plan_prints_its_parts_and_the_largest_arrays():
+    text = str(small_plan())
+    assert "trainables     64.00 KiB" in text
+    assert "trainables/w float32[256, 64]" in text
+    assert "compiled for this machine; on a GPU or TPU only the temporaries differ" in text
+    gib = small_plan().to_dict()
+    assert gib["total_bytes"] == small_plan().total
+    assert gib["trainables_gib"] == round(65536 / 2**30, 4)
+
+
+def test_a_plan_is_drawn(tmp_path):
+    small_plan().draw(tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_of_the_size_of_the_model_is_allocated():
+    before = len(jax.live_arrays())
+    # 4 TiB of weights
+    params = {"w": jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32)}
+    x = jax.ShapeDtypeStruct((1, 2**20), jnp.float32)
+    found = zojax.plan(lambda p, x: jnp.square(x @ p["w"]).mean(), params, x, LOW_RANK)
+    assert found.trainables == 4 * 2**40
+    assert len(jax.live_arrays()) <= before + 1
+
+
+def test_abstract_sensitive_is_the_shape_of_sensitive():
+    params = initialize(0, shapes())
+    scores = jax.tree.map(jnp.abs, params)
+    for density in (1e-4, 1e-2, 0.37, 1.0):
+        real = zojax.sensitive(params, scores, density)
+        abstract = trainables.abstract_sensitive(shapes(), density)
+        for mine, theirs in ((abstract.trainable, real.trainable), (abstract.frozen, real.frozen)):
+            assert jax.tree.structure(mine) == jax.tree.structure(theirs)
+            for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+                assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def test_bad_splits_are_refused():
+    params = shapes()
+    for density in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="density must be in"):
+            trainables.abstract_sensitive(params, density)
+    with pytest.raises(ValueError, match="nothing would be trained"):
+        trainables.abstract_sensitive({"b": jax.ShapeDtypeStruct((3,), jnp.float32)})
+
+
+def test_targets_that_cannot_be_compiled_for(monkeypatch):
+    with pytest.raises(ValueError, match="'h300' is not known; known are h200, h100"):
+        zojax.plan(lambda p, x: p, np.zeros(()), np.zeros(()), zojax.mezo(), target="h300")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    planning.target_device.cache_clear()
+    for target, package in (("a100-80", "jax-cuda13-plugin=="), ("v5e", "pip install libtpu")):
+        assert package in planning.missing(target)
+        with pytest.raises(ModuleNotFoundError, match=package):
+            planning.target_device(target)
