@@ -82,6 +82,7 @@ from zojax.optimizers import (
     zeroth_order,
 )
 from zojax.planning import Plan, plan
+from zojax.quantization import quantize
 from zojax.trainables import (
     Split,
     bias_and_norm,
@@ -163,6 +164,7 @@ __all__ = [
     "privacy_spent",
     "private",
     "probe_mu",
+    "quantize",
     "qzo",
     "rademacher",
     "rank_sgd",

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zojax import noise
+from zojax import noise, quantize
 from zojax.virtual import Entries, LowRank, Noise, VirtualArray
 
 ENTRIES = 5
 
 KINDS = (
     "gaussian", "rademacher", "low_rank_1", "low_rank_12", "tall_2", "entries",
-    "low_rank_entries", "two_terms",
+    "low_rank_entries", "two_terms", "nf4", "int8_entries",
 )  # fmt: skip
 
 
@@ -42,6 +42,10 @@ def make(kind: str, shape: tuple[int, ...], dtype=jnp.float32, scale=0.25) -> Vi
     """A virtual array with standard normal base; scales are powers of two, so products exact."""
     draw = np.random.default_rng([len(shape), *shape])
     base = jnp.asarray(draw.standard_normal(shape, np.float32), dtype)
+    if kind.startswith(("nf4", "int8")) and len(shape) > 1:
+        format = kind.partition("_")[0]
+        whole = quantize([base], format, group_size=shape[-2], where=lambda _: True, axis=-2)
+        base = whole[0].base
     key = noise.words(jax.random.key(7))
     entries, terms = None, ()
     if kind in ("gaussian", "rademacher"):

@@ -1,6 +1,7 @@
 """The estimator, and the two ways to call it: `estimate` and `value_and_grad`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from zojax.estimators._estimator import (
 )
 from zojax.estimators._queries import answers
 from zojax.estimators._schemes import Losses
-from zojax.virtual import virtualize
+from zojax.virtual import VirtualArray, is_virtual, virtualize
 
 _SHAPING = 0x73686170  # folded into the key of an estimate for shapings that draw
 
@@ -62,6 +63,9 @@ def estimate(
         per_example: whether the loss is float[B], one an example, and their mean what is minimised.
             Differences are then taken of each example before they are averaged.
 
+    Virtual leaves of the other arguments, such as quantised frozen weights, reach `fun` as they
+    are: it hands them to a function that is wrapped in `zojax.virtualize`.
+
     Returns:
         `(key, *args, step=0, state=None) -> Estimate`, traceable; `step` feeds a schedule of mu,
         and directions that keep a part of themselves for several steps; `state` is the memory of an
@@ -72,7 +76,11 @@ def estimate(
             not depend on the parameters, a leaf is not a floating-point array, was deleted, or a
             concrete mu is not positive.
     """
-    virtual_fun = virtualize(fun, on_unused="error")
+
+    def shown_fun(*args, **kwargs):
+        return fun(*_shown(args), **_shown(kwargs))
+
+    virtual_fun = virtualize(shown_fun, on_unused="error")
 
     def one(part: Estimator, key, args, kwargs, step) -> Estimate:
         params = _pick(args, argnums)
@@ -81,7 +89,7 @@ def estimate(
 
         def ask(direction_key, scale):
             moved = perturb(part.direction, direction_key, params, scale, step)
-            out = virtual_fun(*_put(args, argnums, moved), **kwargs)
+            out = virtual_fun(*_put(_hidden(args), argnums, moved), **_hidden(kwargs))
             loss, aux = out if has_aux else (out, None)
             return _checked(loss, per_example), aux
 
@@ -239,6 +247,22 @@ def _one_each(keys: jax.Array, coefficients: jax.Array) -> jax.Array:
             "directions; expected one for each"
         )
     return jnp.tile(keys, (coefficients.shape[0] // keys.shape[0], 1))
+
+
+@dataclass(frozen=True)
+class _Opaque:
+    """A virtual leaf that is no parameter: the objective gets it as it is."""
+
+    array: VirtualArray
+
+
+def _hidden(tree):
+    hide = lambda x: _Opaque(x) if is_virtual(x) else x  # noqa: E731
+    return jax.tree.map(hide, tree, is_leaf=is_virtual)
+
+
+def _shown(tree):
+    return jax.tree.map(lambda x: x.array if isinstance(x, _Opaque) else x, tree)
 
 
 def _pick(args: tuple, argnums):

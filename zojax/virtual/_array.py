@@ -3,15 +3,16 @@
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zojax.virtual._base import dense, is_formula, view
 from zojax.virtual._buffer import after
 from zojax.virtual._entries import Entries
 from zojax.virtual._noise import Noise
-from zojax.virtual._shapes import slice_axis
 from zojax.virtual._term import Term
 
 
@@ -53,18 +54,18 @@ class VirtualArray:
     """An array that is a formula: `set(base, entries) + sum(terms)`, never stored.
 
     Attributes:
-        base: dense floating-point array.
+        base: dense floating-point array, or a `Base` such as quantised weights.
         entries: values that replace single entries of the base, or None.
         terms: additive terms (`Noise`, `LowRank`), each of the base's shape.
         name: path of the leaf in its tree, for `explain` and error messages.
-        origin: what the base was cut out of or transposed from, if it was nothing else: a part of
-            the base is then made from there, and the whole is never stored.
+        origin: what a dense base was cut out of or transposed from, if it was nothing else: a part
+            of the base is then made from there, and the whole is never stored.
 
     Views (transpose, reshape, slices, casts) give another virtual array, or None where
     a term cannot follow.
     """
 
-    base: jax.Array
+    base: Any  # jax.Array or Base
     entries: Entries | None = None
     terms: tuple[Term, ...] = ()
     name: str = ""
@@ -92,7 +93,8 @@ class VirtualArray:
 
     def materialize(self) -> jax.Array:
         """The dense array, terms summed in float32 (or wider) and rounded once."""
-        base = self.base if self.entries is None else self.entries.set_in(self.base)
+        base = dense(self.base)
+        base = base if self.entries is None else self.entries.set_in(base)
         if not self.terms:
             return base
         total = base.astype(jnp.promote_types(base.dtype, jnp.float32))
@@ -109,6 +111,8 @@ class VirtualArray:
 
     def after(self, x: jax.Array) -> "VirtualArray":
         """The same array, whose dense form cannot be made before `x` is there."""
+        if is_formula(self.base):
+            return replace(self, base=self.base.after(x))
         if self.entries is not None:
             # the copy that the entries are set in must wait, not only the entries
             return replace(self, base=after(x, self.base), origin=None)
@@ -131,68 +135,63 @@ class VirtualArray:
         return total.astype(picked.dtype)
 
     def transpose(self, permutation) -> "VirtualArray | None":
-        found = self._view(
-            lambda b: lax.transpose(b, permutation), lambda t: t.transpose(permutation)
-        )
+        permutation = tuple(permutation)
+        found = self._view("transpose", permutation)
+        if found is None or is_formula(self.base):
+            return found
         here = self.origin or Origin(self.base, None, tuple(range(self.ndim)))
         order = tuple(here.permutation[i] for i in permutation)
-        return None if found is None else replace(found, origin=replace(here, permutation=order))
+        return replace(found, origin=replace(here, permutation=order))
 
     def reshape(self, shape) -> "VirtualArray | None":
-        shape = tuple(shape)
-        return self._view(lambda b: lax.reshape(b, shape), lambda t: t.reshape(shape))
+        return self._view("reshape", tuple(shape))
 
     def broadcast(self, shape, dimensions) -> "VirtualArray | None":
         """As `lax.broadcast_in_dim`."""
-        shape, dimensions = tuple(shape), tuple(dimensions)
-        return self._view(
-            lambda b: lax.broadcast_in_dim(b, shape, dimensions),
-            lambda t: t.broadcast(shape, dimensions),
-        )
+        return self._view("broadcast", tuple(shape), tuple(dimensions))
 
     def slice(self, starts, sizes, strides=None) -> "VirtualArray | None":
         """A rectangular part; starts that are not Python integers are dynamic."""
         strides = (1,) * self.ndim if strides is None else tuple(strides)
-        starts = tuple(starts)
-
-        def cut(base):
-            if not all(isinstance(s, int) for s in starts):
-                return lax.dynamic_slice(base, starts, sizes)
-            for axis in range(base.ndim):
-                base = slice_axis(base, starts[axis], sizes[axis], strides[axis], axis)
-            return base
-
-        return self._view(cut, lambda t: t.slice(starts, tuple(sizes), strides))
+        return self._view("slice", tuple(starts), tuple(sizes), strides)
 
     def index(self, i) -> "VirtualArray | None":
         """Element `i` of the leading (stacked) axis; `i` may be traced."""
         starts = (i, *(0,) * (self.ndim - 1))
         cut = self.slice(starts, (1, *self.shape[1:]))
         found = None if cut is None else cut.reshape(self.shape[1:])
-        if found is None or self.origin is not None:
+        if found is None or self.origin is not None or is_formula(self.base):
             return found
         return replace(found, origin=Origin(self.base, jnp.asarray(i), tuple(range(found.ndim))))
 
     def astype(self, dtype) -> "VirtualArray":
-        return replace(self, base=self.base.astype(dtype), origin=None)
+        return replace(self, base=view(self.base, "astype", dtype), origin=None)
 
     def part(self, axis: int, start, size: int) -> "VirtualArray | None":
         """The slice of `size` from `start`, which may be traced, along one axis."""
-        here = self.origin or Origin(self.base, None, tuple(range(self.ndim)))
         starts = tuple(start if i == axis else 0 for i in range(self.ndim))
         sizes = tuple(size if i == axis else n for i, n in enumerate(self.shape))
-        cut = lambda t: t.slice(starts, sizes, (1,) * self.ndim)  # noqa: E731
-        return self._with_base(lambda: here.part(axis, start, size), cut)
+        cut = (starts, sizes, (1,) * self.ndim)
+        if is_formula(self.base):
+            return self._view("slice", *cut)
+        here = self.origin or Origin(self.base, None, tuple(range(self.ndim)))
+        return self.with_base(lambda: here.part(axis, start, size), lambda t: t.slice(*cut))
 
-    def _view(self, on_base, on_term) -> "VirtualArray | None":
-        return self._with_base(lambda: on_base(self.base), on_term)
+    def _view(self, name: str, *args) -> "VirtualArray | None":
+        return self.with_base(
+            lambda: view(self.base, name, *args), lambda t: getattr(t, name)(*args)
+        )
 
-    def _with_base(self, make_base, on_term) -> "VirtualArray | None":
+    def with_base(self, make_base, on_term) -> "VirtualArray | None":
+        """Another base and the same view of the formulas; None where one cannot follow."""
         entries = None if self.entries is None else on_term(self.entries)
         terms = tuple(on_term(t) for t in self.terms)
         if any(t is None for t in terms) or (entries is None) != (self.entries is None):
             return None
-        return replace(self, base=make_base(), entries=entries, terms=terms, origin=None)
+        base = make_base()
+        if base is None:
+            return None
+        return replace(self, base=base, entries=entries, terms=terms, origin=None)
 
 
 def local_view(array: VirtualArray, base, spec, mesh_shape, index_of) -> "VirtualArray | None":
@@ -215,7 +214,7 @@ def local_view(array: VirtualArray, base, spec, mesh_shape, index_of) -> "Virtua
         sizes.append(size // parts)
         starts.append(index_of(names) * sizes[-1] if parts > 1 else 0)
     cut = (tuple(starts), tuple(sizes), (1,) * array.ndim)
-    return array._with_base(lambda: base, lambda t: t.slice(*cut))
+    return array.with_base(lambda: base, lambda t: t.slice(*cut))
 
 
 def is_virtual(x) -> bool:

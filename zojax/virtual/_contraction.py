@@ -8,6 +8,7 @@ from jax import lax
 
 from zojax import _compat
 from zojax.virtual._array import VirtualArray, is_virtual
+from zojax.virtual._base import is_formula
 from zojax.virtual._buffer import after, one_at_a_time, outlined
 from zojax.virtual._low_rank import LowRank
 from zojax.virtual._report import Report
@@ -19,7 +20,8 @@ _PANEL, _MOST_PANELS = 2**18, 16  # entries of a weight that are dense at once, 
 def dot_general(eqn, values, report: Report):
     """x @ (base + terms): one product with the base, thin products for low-rank terms.
 
-    Noise and entries are put into the base for this one product; nothing dense outlives it.
+    Noise and entries are put into the base for this one product, and a base that is a formula is
+    made dense for it; nothing dense outlives it.
     """
     if all(map(is_virtual, values)):
         report.note(eqn, 0, values[0], "at use")
@@ -31,7 +33,7 @@ def dot_general(eqn, values, report: Report):
         plan = _factor_plan(eqn, term, side) if isinstance(term, LowRank) else None
         (dense if plan is None else thin).append((term, plan))
     rest = replace(weight, terms=tuple(t for t, _ in dense))
-    is_dense = bool(dense) or weight.entries is not None
+    is_dense = bool(dense) or weight.entries is not None or is_formula(weight.base)
     report.note(eqn, side, weight, "at use" if is_dense else "fused")
 
     def product(x, base):
@@ -95,16 +97,19 @@ def _panels(eqn, side: int, product):
     out_axis = (out.ndim - len(free) if side else len(batch[side])) + free.index(axis)
 
     def in_panels(x, weight: VirtualArray):
+        if weight.part(axis, jnp.uint32(0), width) is None:
+            return product(x, weight.materialize())
+
         def panel(k, out):
             # the last panel may begin earlier, and writes some columns again
             start = jnp.minimum(k * width, size - width)
             part = weight.part(axis, start, width)
-            assert part is not None  # every term follows a slice
+            assert part is not None
             values = product(x, part.materialize())
             return lax.dynamic_update_slice_in_dim(out, values, start, out_axis)
 
         # zeros of its own: XLA would share those of all products, and keep them from the start
-        zero = _compat.varying_like(jnp.zeros((), out.dtype), weight.base)
+        zero = _compat.varying_like(jnp.zeros((), out.dtype), jax.tree.leaves(weight.base)[0])
         empty = jnp.broadcast_to(after(x, zero), out.shape)
         return lax.fori_loop(0, -(-size // width), panel, empty)
 
@@ -214,7 +219,7 @@ def convolution(eqn, values, report: Report):
         factors = _kernel_factors(eqn, term) if isinstance(term, LowRank) else None
         (dense if factors is None else thin).append((term, factors))
     rest = replace(weight, terms=tuple(t for t, _ in dense))
-    is_dense = bool(dense) or weight.entries is not None
+    is_dense = bool(dense) or weight.entries is not None or is_formula(weight.base)
     report.note(eqn, 1, weight, "at use" if is_dense else "fused")
 
     def product(x, kernel):

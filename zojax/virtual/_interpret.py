@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from zojax import _compat
 from zojax.virtual._array import VirtualArray, is_virtual, local_view
+from zojax.virtual._base import is_formula
 from zojax.virtual._buffer import after, outlined
 from zojax.virtual._low_rank import LowRank
 from zojax.virtual._report import Report, is_vector
@@ -116,7 +117,10 @@ def _scan(eqn, values, report):
     num_consts, num_carry = _compat.scan_counts(p)
     consts = values[:num_consts]
     carry = _dense_all(eqn, values[num_consts : num_consts + num_carry], report, num_consts)
-    stacked = values[num_consts + num_carry :]
+    stacked = [
+        v if not is_virtual(v) or v.index(jnp.int32(0)) is not None else _dense(eqn, i, v, report)
+        for i, v in enumerate(values[num_consts + num_carry :], num_consts + num_carry)
+    ]
     dense_stacked = [None if is_virtual(v) else v for v in stacked]
 
     def body(carry, step):
@@ -169,10 +173,11 @@ def _shard_map(eqn, inputs, report):
     def local(array, base, spec, index_of):
         return local_view(array, base, spec, dict(mesh.shape), index_of)
 
+    def is_whole(array, spec):
+        return is_formula(array.base) or local(array, array.base, spec, lambda names: 0) is None
+
     values: list[Any] = [
-        _dense(eqn, i, v, report)
-        if is_virtual(v) and local(v, v.base, spec, lambda names: 0) is None
-        else v
+        _dense(eqn, i, v, report) if is_virtual(v) and is_whole(v, spec) else v
         for i, (v, spec) in enumerate(zip(inputs, specs, strict=True))
     ]
     # the formulas go in whole: their factors, keys and entries are small beside the base

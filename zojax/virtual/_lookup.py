@@ -1,10 +1,13 @@
 """Row lookup in a virtual array."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax import lax
 
 from zojax import _compat
 from zojax.virtual._array import is_virtual
+from zojax.virtual._base import is_formula
 from zojax.virtual._buffer import after
 from zojax.virtual._report import Report
 
@@ -23,22 +26,25 @@ def gather(eqn, values, report: Report):
     if axis is None:
         return None
     starts, clipped = tuple(d.start_index_map), _is_clipped(mode)
-    # a row outside must not be read as one at the edge, whose entries `rows` sets for all its users
-    safe = index if len(starts) > 1 else jnp.clip(index, 0, weight.shape[axis] - 1)
-    # or XLA hoists the base's rows out of the loop over queries and keeps them in one more buffer
-    late = safe if weight.moving is None else after(weight.moving, safe)
-    (picked,) = _compat.bind(eqn, [weight.base, late])
     offsets = list(d.offset_dims)
     kept = [] if d.collapsed_slice_dims else [offsets.pop(axis)]
-    picked = lax.squeeze(picked, kept)
     offsets = [i - sum(i > k for k in kept) for i in offsets]
     # put the index axes first, as VirtualArray.rows expects, and back afterwards
-    front = [i for i in range(picked.ndim) if i not in offsets]
+    front = [i for i in range(eqn.outvars[0].aval.ndim - len(kept)) if i not in offsets]
     permutation = (*front, *offsets)
     rows = index[..., starts.index(axis)]
-    report.note(eqn, 0, weight, "rows")
     nearest = jnp.clip(rows, 0, weight.shape[axis] - 1)
-    out = weight.rows(nearest, axis, lax.transpose(picked, permutation))
+    # or XLA hoists the base's rows out of the loop over queries and keeps them in one more buffer
+    late = (lambda i: i) if weight.moving is None else partial(after, weight.moving)
+    if is_formula(weight.base):
+        picked = weight.base.rows(late(nearest), axis)
+    else:
+        # a row outside must not be read as one at the edge, whose entries `rows` sets for its users
+        safe = index if len(starts) > 1 else jnp.clip(index, 0, weight.shape[axis] - 1)
+        (picked,) = _compat.bind(eqn, [weight.base, late(safe)])
+        picked = lax.transpose(lax.squeeze(picked, kept), permutation)
+    report.note(eqn, 0, weight, "rows")
+    out = weight.rows(nearest, axis, picked)
     inverse = sorted(range(len(permutation)), key=permutation.__getitem__)
     out = lax.transpose(out, inverse)
     if not clipped:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from zojax import _compat
 from zojax.virtual._array import is_virtual
+from zojax.virtual._base import is_formula
 from zojax.virtual._contraction import convolution, dot_general
 from zojax.virtual._lookup import gather
 from zojax.virtual._report import Report, is_vector
@@ -60,7 +62,15 @@ def _split(eqn, values, report):
 def _on_base(eqn, values, report):
     """Layout hints: they concern the part that is stored."""
     (array,) = values
+    if is_formula(array.base):
+        return array
     (base,) = _compat.bind(eqn, [array.base])
+    return replace(array, base=base, origin=None)
+
+
+def _vary(eqn, values, report):
+    (array,) = values
+    base = jax.tree.map(lambda leaf: _compat.bind(eqn, [leaf])[0], array.base)
     return replace(array, base=base, origin=None)
 
 
@@ -109,7 +119,7 @@ RULES: dict[str, Callable] = {
     "copy_p": _identity,
     "stop_gradient": _identity,
     "sharding_constraint": _on_base,
-    "pvary": _on_base,
+    "pvary": _vary,
     "dot_general": dot_general,
     "conv_general_dilated": convolution,
     "gather": gather,
