@@ -45,7 +45,9 @@ def shape_of(args: Any, tokens: str) -> llama.Shape:
 
 def plan(args: Any) -> list[tuple[str, str]]:
     """(case, tokens) to compile: all cases of the first tokens named, forward passes first."""
-    cases = ["forward", *(c for c in args.cases if c != "forward")]
+    bases = {CASES[c].base for c in args.cases}
+    forwards = [c for c in ("forward", "forward_nf4", "forward_int4") if CASES[c].base in bases]
+    cases = [*forwards, *(c for c in args.cases if c not in forwards)]
     return [(c, t) for t in args.tokens for c in cases]
 
 
@@ -56,9 +58,10 @@ def size(tokens: str) -> tuple[int, ...]:
 
 
 def stored(folder: Path, case: str, tokens: str, program: str) -> Path:
-    """Where a compiled program lies; sweeps know no tokens, forwards no case."""
+    """Where a compiled program lies; sweeps know no tokens, forwards no case but their base."""
     if program == "forward" and case != "both_forwards":
-        case = "forward"
+        base = CASES[case].base
+        case = f"forward_{base}" if base else "forward"
     return folder / f"{case}-{tokens if program != 'sweep' else ''}-{program}"
 
 
@@ -128,7 +131,8 @@ def measure(args: Any, name: str) -> None:
         return stats.get("peak_bytes_in_use", 0) / _GIB
 
     shapes = {t: shape_of(args, t) for t in sorted(args.tokens, key=size)}
-    held = {"params": device_cases.initialize(llama.parameters(next(iter(shapes.values()))))}
+    abstract = device_cases.parameters(case, next(iter(shapes.values())))
+    held = {"params": device_cases.initialize(abstract)}
     base, peaks, programs = peak(), {}, {}
 
     def run_of(tokens):
@@ -147,7 +151,8 @@ def measure(args: Any, name: str) -> None:
         peaks[tokens] = {"loss": float(np.mean(loss)), "peak": peak(), "parameters_peak": base}
 
     def repeat(tokens):
-        forward = load(stored(folder, "forward", tokens, "forward"))
+        same_base = f"forward_{case.base}" if case.base else "forward"
+        forward = load(stored(folder, same_base, tokens, "forward"))
         ids, run = run_of(tokens)
         jax.block_until_ready((forward(held["params"], ids), run(2)))
         steps, forwards = [], []

@@ -15,7 +15,7 @@ from tests.benchmarks.steps import DENSITY, MU, plain_step
 from zojax import noise
 from zojax.directions import perturb
 from zojax.trainables import SensitiveFrozen
-from zojax.virtual import _contraction, materialize
+from zojax.virtual import _contraction, is_virtual, materialize
 
 RATE = 250 / 6.7e9  # the command line's default for so many parameters
 
@@ -29,12 +29,14 @@ class Case(NamedTuple):
         batch_size: queries asked at once.
         panels: the most panels a perturbed weight is made in, 1 for the whole of it, None for what
             the library does.
+        base: format of the layers' matrices; None for bfloat16.
     """
 
     kind: str
     direction: Callable[[], zojax.Direction] | None = None
     batch_size: int = 1
     panels: int | None = None
+    base: str | None = None
 
 
 CASES = {
@@ -44,6 +46,10 @@ CASES = {
     "low_rank_both": Case("estimate", lambda: zojax.low_rank(1), batch_size=2),
     "sparse": Case("sparse"),
     "sparse_whole": Case("sparse", panels=1),
+    "forward_nf4": Case("forward", base="nf4"),
+    "forward_int4": Case("forward", base="int4"),
+    "sparse_nf4": Case("sparse", base="nf4"),
+    "sparse_int4": Case("sparse", base="int4"),
     "rademacher": Case("estimate", zojax.rademacher),
     "rademacher_4": Case("estimate", zojax.rademacher, panels=4),
     "rademacher_whole": Case("estimate", zojax.rademacher, panels=1),
@@ -137,16 +143,24 @@ def abstract_entries(params: Any) -> tuple[Any, Any]:
     return jax.tree.map(lambda i: jax.ShapeDtypeStruct(i.shape, jnp.float32), found), found
 
 
+def parameters(case: Case, shape: llama.Shape) -> Any:
+    """Abstract parameters, those of the layers quantised where the case says so."""
+    params = llama.parameters(shape)
+    if case.base is None:
+        return params
+    return jax.eval_shape(lambda p: zojax.quantize(p, case.base, group_size=64), params)
+
+
 def programs(case: Case, shape: llama.Shape) -> dict[str, Program]:
     """What a step runs, by name; "step" or "forward", and "sweep" for steps in place."""
     loss = functools.partial(llama.loss, heads=shape.heads)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params, tokens = llama.parameters(shape), llama.batch(shape)
+    params, tokens = parameters(case, shape), llama.batch(shape)
     if case.kind == "forward":
         both = llama.batch(shape._replace(batch=case.batch_size * shape.batch))
-        return {"forward": Program(loss, (params, both), False)}
+        return {"forward": Program(zojax.virtualize(loss), (params, both), False)}
     if case.kind == "sparse":
-        theta, index = abstract_entries(params)
+        theta, index = abstract_entries(llama.parameters(shape))
         return {"step": Program(sparse_step(loss), (theta, key, params, index, tokens), True)}
     if case.kind == "plain":
         return {"step": Program(plain_step(loss), (params, key, tokens), True)}
@@ -162,15 +176,22 @@ def programs(case: Case, shape: llama.Shape) -> dict[str, Program]:
 
 
 def initialize(params: Any) -> Any:
-    """Normal weights, made leaf by leaf on the device; norms are ones."""
+    """Normal weights or random codes, made leaf by leaf on the device; norms are ones."""
 
     def leaf(path, x):
         if "norm" in jax.tree_util.keystr(path):
             return jnp.ones(x.shape, x.dtype)
+        if jax.tree_util.keystr(path).endswith(".scales"):
+            return jnp.full(x.shape, 0.005, x.dtype)
         key = noise.fold_in(noise.words(jax.random.key(0)), hash_of(jax.tree_util.keystr(path)))
-        draw = jax.jit(
-            lambda k: (0.02 * noise.gaussian(noise.leaf_bits(k, x.shape))).astype(x.dtype)
-        )
+
+        @jax.jit
+        def draw(key):
+            bits = noise.leaf_bits(key, x.shape)
+            if x.dtype == jnp.uint8:
+                return (bits >> 24).astype(jnp.uint8)
+            return (0.02 * noise.gaussian(bits)).astype(x.dtype)
+
         return draw(key).block_until_ready()
 
     return jax.tree_util.tree_map_with_path(leaf, params)
@@ -192,6 +213,8 @@ def entries_of(params: Any, theta: Any, index: Any) -> tuple[Any, Any]:
 
     @jax.jit
     def values(leaf, at):
+        if is_virtual(leaf):  # the codes are random, so may the values be
+            return 0.02 * jax.random.normal(jax.random.key(2), at.shape)
         flat = leaf.reshape(*at.shape[:-1], -1)
         return jnp.take_along_axis(flat, at, -1).astype(jnp.float32)
 
@@ -235,7 +258,10 @@ def runner(
         return mezo
     if case.kind == "sparse":
         params = held["params"]
-        theta, index = entries_of(params, *abstract_entries(params))
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params, is_leaf=is_virtual
+        )
+        theta, index = entries_of(params, *abstract_entries(shapes))
 
         def sparse(i):
             nonlocal theta

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 
 from zojax.trainables._select import path_name
 from zojax.trainables._split import Split
-from zojax.virtual import Entries, VirtualArray
+from zojax.virtual import Entries, VirtualArray, is_virtual
 
 
 class SensitiveFrozen(NamedTuple):
@@ -130,11 +131,13 @@ def _top(score: np.ndarray, density: float, name: str) -> np.ndarray:
 
 
 def _merge(trainable: Any, frozen: SensitiveFrozen) -> Any:
-    paths, tree = jax.tree_util.tree_flatten_with_path(frozen.params)
+    paths, tree = jax.tree_util.tree_flatten_with_path(frozen.params, is_leaf=is_virtual)
     values, index = tree.flatten_up_to(trainable), tree.flatten_up_to(frozen.index)
     leaves = [
         leaf
         if v is None
+        else replace(leaf, entries=Entries(v, i, leaf.shape))
+        if is_virtual(leaf)
         else VirtualArray(leaf, Entries(v, i, leaf.shape), name=jax.tree_util.keystr(path))
         for (path, leaf), v, i in zip(paths, values, index, strict=True)
     ]
