@@ -16,9 +16,11 @@ NAMES = [
 ]  # fmt: skip
 
 
+# widths that do not divide the axis, and such that are rounded up, so that the last panel overlaps
+@pytest.mark.parametrize("cut", [_contraction._Cut(10, 5, 1), _contraction._Cut(10, 5, 3)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_panels_give_the_product_with_the_dense_weight(name, monkeypatch):
-    monkeypatch.setattr(_contraction, "_PANEL", 5)  # widths that do not divide the axis
+def test_panels_give_the_product_with_the_dense_weight(name, cut, monkeypatch):
+    monkeypatch.setattr(_contraction, "_CPU", cut)
     shape, fn = USES[name]
     arrays = {kind: make(kind, shape) for kind in ("rademacher", "low_rank_entries")}
     run = jax.jit(lambda ws: {k: zojax.virtualize(fn)(w, X) for k, w in ws.items()})

@@ -1,6 +1,7 @@
 """Products with a virtual array: matmuls and convolutions."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,20 @@ from zojax.virtual._low_rank import LowRank
 from zojax.virtual._report import Report
 
 _UNROLLED_RANK = 8
-_PANEL, _MOST_PANELS = 2**18, 16  # entries of a weight that are dense at once, or a sixteenth
+_MOST_PANELS = 16
+
+
+class _Cut(NamedTuple):
+    """Weights of `least` entries are dense in panels of `panel`, `width` columns or a multiple."""
+
+    least: int
+    panel: int
+    width: int
+
+
+_CPU = _Cut(2**19, 2**18, 1)
+# panels are slow on a GPU, and worth it only where a head would outweigh a layer's activations
+_OTHER = _Cut(3 * 2**25, 2**25, 256)
 
 
 def dot_general(eqn, values, report: Report):
@@ -41,8 +55,8 @@ def dot_general(eqn, values, report: Report):
         return out
 
     if is_dense:
-        panels = _panels(eqn, side, product)
-        out = dense_use(product, panels)(x, replace(rest, name=""))
+        panels = [_panels(eqn, side, product, cut) for cut in (_CPU, _OTHER)]
+        out = dense_use(product, *panels)(x, replace(rest, name=""))
     else:
         out = product(x, rest.base)
     if not thin:
@@ -53,12 +67,13 @@ def dot_general(eqn, values, report: Report):
     return total.astype(out.dtype)
 
 
-def dense_use(fn, panels=None, alone=True):
+def dense_use(fn, panels=None, large=None, alone=True):
     """`fn(x, weight array)` as a function of a virtual weight that is dense for this one use.
 
     Args:
         fn: `(x, array) -> array`.
         panels: the same of the virtual weight, for CPU, with little of it dense at a time.
+        large: likewise for other devices.
         alone: whether it is a computation of its own on CPU, whose equal uses are compiled once.
     """
 
@@ -69,10 +84,13 @@ def dense_use(fn, panels=None, alone=True):
         # XLA makes the perturbed weights of many layers before the first is used
         return whole(x, weight.after(x))
 
+    def late_panels(x, weight: VirtualArray):
+        return (large or whole)(x, weight.after(x))
+
     def use(x, weight: VirtualArray):
         if not alone:
             return late(x, weight)
-        return lax.platform_dependent(x, weight, cpu=outlined(panels or whole), default=late)
+        return lax.platform_dependent(x, weight, cpu=outlined(panels or whole), default=late_panels)
 
     def shared(xs, weight: VirtualArray):
         dense = weight.materialize()
@@ -81,7 +99,7 @@ def dense_use(fn, panels=None, alone=True):
     return one_at_a_time(use, shared, late)
 
 
-def _panels(eqn, side: int, product):
+def _panels(eqn, side: int, product, cut: _Cut):
     """The product, a panel of the weight's longest free axis at a time; None if it is small.
 
     Only one panel is dense at once: a dense direction needs a fraction of one matrix.
@@ -89,11 +107,12 @@ def _panels(eqn, side: int, product):
     weight, out = eqn.invars[side].aval, eqn.outvars[0].aval
     contract, batch = eqn.params["dimension_numbers"]
     free = [i for i in range(weight.ndim) if i not in (*contract[side], *batch[side])]
-    if weight.size < 2 * _PANEL or not free:
+    if weight.size < cut.least or not free:
         return None
     axis = max(free, key=lambda i: weight.shape[i])
     size = weight.shape[axis]
-    width = -(-size // min(_MOST_PANELS, weight.size // _PANEL, size))
+    width = -(-size // min(_MOST_PANELS, weight.size // cut.panel, size))
+    width = min(size, -(-width // cut.width) * cut.width)
     out_axis = (out.ndim - len(free) if side else len(batch[side])) + free.index(axis)
 
     def in_panels(x, weight: VirtualArray):
