@@ -128,7 +128,7 @@ def sweep(direction: zojax.Direction) -> Callable:
 
 
 def abstract_entries(params: Any) -> tuple[Any, Any]:
-    """(theta, index) of a thousandth of every matrix."""
+    """(theta, index) of a thousandth of every matrix of the layers, as the paper's rule is."""
 
     def index(leaf):
         if leaf.ndim < 2:
@@ -139,7 +139,7 @@ def abstract_entries(params: Any) -> tuple[Any, Any]:
     found = {"layers": jax.tree.map(index, params["layers"])}
     # the stacked norms are no matrices, though they have two axes
     found["layers"] |= {"norm1": None, "norm2": None}
-    found |= {name: index(leaf) for name, leaf in params.items() if name != "layers"}
+    found |= {name: None for name in params if name != "layers"}
     return jax.tree.map(lambda i: jax.ShapeDtypeStruct(i.shape, jnp.float32), found), found
 
 

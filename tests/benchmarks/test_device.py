@@ -21,6 +21,7 @@ def test_sparse_is_the_step_of_a_sensitive_split(monkeypatch):
     params = steps.initialize(0, abstract, scale=0.2)
     scores = steps.initialize(1, abstract)
     scores["layers"] |= {"norm1": None, "norm2": None}
+    scores |= {"embedding": None, "head": None}
     split = zojax.sensitive(params, scores, steps.DENSITY)
     theta, index = device_cases.abstract_entries(abstract)
     assert jax.tree.map(jnp.shape, split.trainable) == jax.tree.map(jnp.shape, theta)
@@ -33,7 +34,7 @@ def test_sparse_is_the_step_of_a_sensitive_split(monkeypatch):
     found, _ = run(split.trainable, key, params, split.frozen.index, tokens)
     for a, b, start in zip(*map(jax.tree.leaves, (found, expected, split.trainable)), strict=True):
         np.testing.assert_array_equal(a, b)
-        assert np.all(a != start)
+        assert np.any(a != start)
 
 
 def test_sweeps_go_along_the_direction_and_back():

@@ -161,7 +161,7 @@ class Quantized:
         return self if dtype == self.dtype else self._viewed("astype", jnp.dtype(dtype))
 
     def after(self, x):
-        return replace(self, scales=after(x, self.scales))
+        return replace(self, scales=after(x, self.scales, strictly=True))
 
     def _viewed(self, name, *args):
         return replace(self, views=(*self.views, (name, *args)))

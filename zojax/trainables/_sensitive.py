@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from zojax.trainables._select import path_name
 from zojax.trainables._split import Split
@@ -133,6 +134,8 @@ def _top(score: np.ndarray, density: float, name: str) -> np.ndarray:
 def _merge(trainable: Any, frozen: SensitiveFrozen) -> Any:
     paths, tree = jax.tree_util.tree_flatten_with_path(frozen.params, is_leaf=is_virtual)
     values, index = tree.flatten_up_to(trainable), tree.flatten_up_to(frozen.index)
+    # few enough to be stored with their noise, instead of a draw for each layer
+    values = [None if v is None else lax.optimization_barrier(v) for v in values]
     leaves = [
         leaf
         if v is None

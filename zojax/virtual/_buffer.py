@@ -128,12 +128,13 @@ def _unknown(count: int) -> tuple[list[jax.Array], list[jax.Array]]:
     return lax.fori_loop(0, count, body, (zeros, zeros))
 
 
-def after(x: jax.Array, value: jax.Array) -> jax.Array:
-    """`value`, but not before `x` is there; on CPU NaN or 0 if the first element of `x` is NaN.
+def after(x: jax.Array, value: jax.Array, strictly: bool = False) -> jax.Array:
+    """`value`, but not before `x` is there; perhaps NaN or 0 if the first element of `x` is NaN.
 
     XLA's schedulers make the perturbed weights of many layers before the first is used, as nothing
-    tells them to wait. An optimization barrier does, except on CPU: there the value is made to
-    depend on one element, in a way that no compiler may remove.
+    tells them to wait. An optimization barrier does on a TPU, and nearly on a GPU, where it is gone
+    before the program is scheduled. On CPU, and on a GPU where it must be strict, the value is made
+    to depend on one element, in a way that no compiler may remove.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.size == 0:
         return value
@@ -147,7 +148,10 @@ def after(x: jax.Array, value: jax.Array) -> jax.Array:
         return lax.optimization_barrier((x, value))[1]
 
     value = _compat.varying_like(value, x)
-    return lax.platform_dependent(lax.stop_gradient(x), value, cpu=depend, default=barrier)
+    x = lax.stop_gradient(x)
+    if strictly:
+        return lax.platform_dependent(x, value, tpu=barrier, default=depend)
+    return lax.platform_dependent(x, value, cpu=depend, default=barrier)
 
 
 def one_at_a_time(fn: Callable, shared: Callable, plain: Callable) -> Callable:

@@ -24,8 +24,8 @@ class Entries:
 
     Attributes:
         values: float array (*stack, k).
-        index: int32 (*stack, k), flat positions within the remaining axes; a position equal to
-            their size is padding and is dropped.
+        index: int32 (*stack, k), distinct flat positions within the remaining axes; a position
+            equal to their size is padding and is dropped.
         shape: static shape of the whole array, stack axes first.
     """
 
@@ -81,7 +81,8 @@ class Entries:
         grid = jnp.meshgrid(*(jnp.arange(n) for n in stack), indexing="ij", sparse=True)
         at = tuple(g[..., None] for g in grid) + (self.index,)
         values = self.values.astype(base.dtype)
-        return flat.at[at].set(values, mode="drop").reshape(self.shape)
+        set_ = flat.at[at].set(values, mode="drop", unique_indices=True)
+        return set_.reshape(self.shape)
 
     def set_in_rows(self, picked: jax.Array, index: jax.Array, axis: int) -> jax.Array:
         """Rows already gathered from the base, with the entries in place.

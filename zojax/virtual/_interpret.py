@@ -197,6 +197,16 @@ def _shard_map(eqn, inputs, report):
     return _compat.shard_map_again(eqn, body, (list(specs), whole))(bases, formulas)
 
 
+def _barrier(eqn, values, report, fixed):
+    """What passes an optimization barrier is stored."""
+    del fixed
+    for i, v in enumerate(values):
+        if is_virtual(v):
+            report.note(eqn, i, v, "at use")
+    stored = [_vector(replace(v, name="", origin=None)) if is_virtual(v) else v for v in values]
+    return _compat.bind(eqn, stored)
+
+
 _vector = outlined(VirtualArray.materialize)
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -207,6 +217,7 @@ _CALLS = {
     "core_call": _inline,
     "custom_jvp_call": _inline,
     "custom_vjp_call": _inline,
+    "optimization_barrier": _barrier,
     "remat2": _remat,
     "checkpoint": _remat,
 }
