@@ -6,7 +6,7 @@ from zojax.models.config import ModelConfig
 from zojax.models.decoder import Decoder
 from zojax.models.encoder import Encoder
 from zojax.models.functional import abstract, functional
-from zojax.models.huggingface import load, read_config, save
+from zojax.models.huggingface import load, load_params, read_config, save, save_params
 
 __all__ = [
     "KNOWN",
@@ -17,7 +17,9 @@ __all__ = [
     "functional",
     "known_config",
     "load",
+    "load_params",
     "parse_config",
     "read_config",
     "save",
+    "save_params",
 ]

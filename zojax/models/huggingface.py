@@ -6,22 +6,29 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from zojax.models._config_json import parse_config, write_config
-from zojax.models._names import Entry, entries, ignored
-from zojax.models._tensors import Tensor, modern_name, open_folder, write_file
+from zojax.models._config_file import parse_file, read_content, read_file
+from zojax.models._config_json import write_config
+from zojax.models._names import Entry, entries
+from zojax.models._packed import parse_packing
+from zojax.models._quantize import Observe, quantizer, same_shapes
+from zojax.models._quantized_layout import describe, parse_layout, parts_of
+from zojax.models._read import Source, check, get, read_entry, stored_shape
+from zojax.models._tensors import modern_name, open_folder, write_file
 from zojax.models.config import ModelConfig
 from zojax.models.decoder import Decoder
 from zojax.models.encoder import Encoder
 from zojax.models.functional import abstract
+from zojax.virtual import is_virtual, materialize
+
+Bind = Callable[[dict[str, Any]], Decoder | Encoder]
 
 _COMPANIONS = (
     "tok*",
@@ -42,6 +49,7 @@ def load(folder: str | os.PathLike[str], dtype: Any = None) -> Decoder | Encoder
 
     Args:
         folder: Folder with ``config.json`` and ``model.safetensors``, or shards and their index.
+            A quantised one is made dense; ``load_params`` keeps it as it is.
         dtype: Dtype of the parameters; None keeps the stored one.
 
     Returns:
@@ -52,22 +60,98 @@ def load(folder: str | os.PathLike[str], dtype: Any = None) -> Decoder | Encoder
         ValueError: If the architecture is not supported, a file is damaged, or its tensors are not
             those of the config, or ``dtype`` is not floating.
     """
+    _, bind, params = load_params(folder, dtype)
+    return bind(materialize(params))
+
+
+def load_params(
+    folder: str | os.PathLike[str],
+    dtype: Any = None,
+    format: str | None = None,
+    *,
+    group_size: int = 64,
+    where: Callable[[str], bool] | None = None,
+    exclude: Any = None,
+    weights: Any = None,
+    observe: Observe | None = None,
+) -> tuple[ModelConfig, Bind, dict[str, Any]]:
+    """Load a model as a function and its parameters, dense or quantised.
+
+    With a ``format`` every matrix is quantised as soon as it is read, one layer at a time, so the
+    dense model is never held: the peak is the quantised model and one of its leaves twice. Folders
+    that are quantised already are read as they are: ours, GPTQ's and AWQ's.
+
+    Example:
+        >>> config, bind, params = models.load_params("my-model", format="nf4")  # doctest: +SKIP
+        >>> logits = zojax.virtualize(lambda p, x: bind(p)(x))(params, tokens)  # doctest: +SKIP
+
+    Args:
+        folder: As for ``load``.
+        dtype: Dtype of the parameters, of quantised ones when decoded; None keeps the stored one.
+        format: "int8", "int4", "nf4" or "codebook", as for ``zojax.quantize``; None for none.
+        group_size: As for ``zojax.quantize``.
+        where: Called with each path, such as ``layers/mlp/up/kernel``; what to quantise.
+        exclude: Tree like the parameters, int32 positions that ``zojax.sensitive`` replaces: they
+            count neither for a scale nor for a codebook. None elsewhere.
+        weights: Tree like the parameters of scores, for codebooks; None elsewhere.
+        observe: Called with the path, each dense matrix and what it became, for reports.
+
+    Returns:
+        The configuration; ``bind``, which gives a model with the parameters it is called with,
+        inside of ``zojax.virtualize`` if they are quantised; and the parameters, as ``functional``
+        gives them, with a ``VirtualArray`` over a ``Quantized`` for each quantised matrix.
+
+    Raises:
+        FileNotFoundError: As ``load``.
+        ValueError: As ``load``; also if the folder is quantised in a layout that is not read, or
+            is quantised already and ``format`` is given, if the group size divides not, or if
+            ``exclude`` or ``weights`` are of another model.
+    """
     folder = Path(folder)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype {jnp.dtype(dtype).name} cannot hold weights; use a floating one.")
-    config = _read_config(folder)
+    content = read_content(folder)
+    config = parse_file(folder / "config.json", content)
+    about = content.get("quantization_config")
+    if about is not None and format is not None:
+        raise ValueError(
+            f"{folder} is quantised already ({_method(about)}); leave format={format!r} out, or "
+            "give the dense model."
+        )
     stored = {modern_name(name): tensor for name, tensor in open_folder(folder).items()}
+    source = _source(folder, config, stored, about)
     graph, state = nnx.split(abstract(config))
-    params = nnx.to_pure_dict(state)
+    params: dict[str, Any] = nnx.to_pure_dict(state)  # pyright: ignore[reportAssignmentType]
     plan = entries(config.family, params, stored)
-    _check(folder, config, params, plan, stored)
+    check(source, params, plan)
+    same_shapes("exclude", exclude, params, 1)
+    same_shapes("weights", weights, params, 2)
+    choose = quantizer(format, group_size, where, exclude, weights, observe)
     for entry in plan:
-        for path, value in zip(entry.paths, _read(entry, stored, config, dtype), strict=True):
-            _get(params, path[:-1])[path[-1]] = value
+        for path, value in zip(
+            entry.paths, read_entry(source, entry, params, dtype, choose), strict=True
+        ):
+            get(params, path[:-1])[path[-1]] = value
     actual = params["embedding"]["embedding"].dtype.name
     if actual != config.dtype:
-        graph = nnx.graphdef(abstract(dataclasses.replace(config, dtype=actual)))
-    return nnx.merge(graph, params)
+        config = dataclasses.replace(config, dtype=actual)
+        graph = nnx.graphdef(abstract(config))
+    return config, functools.partial(nnx.merge, graph), params
+
+
+def _source(folder: Path, config: ModelConfig, stored, about: Any) -> Source:
+    file = folder / "config.json"
+    if about is None:
+        return Source(folder, config, stored)
+    if not isinstance(about, dict):
+        raise ValueError(f"{file}: quantization_config is no JSON object.")
+    if _method(about) == "zojax":
+        return Source(folder, config, stored, own=parse_layout(about, file))
+    return Source(folder, config, stored, packing=parse_packing(about, file))
+
+
+def _method(about: Any) -> Any:
+    return about.get("quant_method") if isinstance(about, dict) else about
 
 
 def save(
@@ -89,6 +173,35 @@ def save(
         FileNotFoundError: If ``source`` is not a folder.
         FileExistsError: If ``folder`` is a file or holds a sharded model.
     """
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    save_params(model.config, params, folder, source)  # pyright: ignore[reportArgumentType]
+
+
+def save_params(
+    config: ModelConfig,
+    params: dict[str, Any],
+    folder: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
+) -> None:
+    """Write parameters, quantised or dense, as a folder that ``load_params`` reads bit for bit.
+
+    Dense parameters give a Hugging Face folder. Quantised ones are written in a layout of our own,
+    which only zojax reads: ``a.b.codes``, ``.scales``, ``.zeros`` and ``.table`` for the parameter
+    ``params["a"]["b"]``, ``.values`` and ``.index`` for replaced entries, and a
+    ``quantization_config`` in ``config.json`` that describes them. Written whole or not at all, as
+    by ``save``.
+
+    Args:
+        config: Shape of the model.
+        params: As ``load_params`` gives them.
+        folder: As for ``save``.
+        source: As for ``save``.
+
+    Raises:
+        FileNotFoundError: As ``save``.
+        FileExistsError: As ``save``.
+        ValueError: If a parameter is a formula other than quantised weights.
+    """
     folder = Path(folder)
     if source is not None and not Path(source).is_dir():
         raise FileNotFoundError(f"The source of the tokenizer, {source}, is not a folder.")
@@ -102,7 +215,7 @@ def save(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
         written = Path(beside) / folder.name
         written.mkdir()
-        _write(model, written)
+        _write(config, params, written)
         for pattern in _COMPANIONS if source is not None else ():
             for file in Path(source or "").glob(pattern):
                 if file.is_file():
@@ -128,151 +241,52 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
         ValueError: If it is damaged, or the architecture is not supported.
     """
     path = Path(path)
-    return _read_file(path) if path.is_file() else _read_config(path)
+    if path.is_file():
+        return parse_file(path, read_file(path))
+    return parse_file(path / "config.json", read_content(path))
 
 
-def _read_config(folder: Path) -> ModelConfig:
-    file = folder / "config.json"
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is not a folder; models are loaded from local folders only."
-        )
-    if not file.exists():
-        found = sorted(path.name for path in folder.iterdir())
-        raise FileNotFoundError(f"{folder} has no config.json; found {found}.")
-    return _read_file(file)
-
-
-def _read_file(file: Path) -> ModelConfig:
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a JSON {type(content).__name__}; expected an object.")
-    try:
-        return parse_config(content)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-
-
-def _check(
-    folder: Path,
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    plan: list[Entry],
-    stored: Mapping[str, Tensor],
-) -> None:
-    expected: dict[str, tuple[int, ...]] = {}
-    for entry in plan:
-        shape = _stored_shape(entry, params)
-        layers = config.num_layers if entry.stacked else 1
-        expected |= {entry.name.format(i): shape for i in range(layers)}
-    missing = [name for name in expected if name not in stored]
-    if missing:
-        hint = ""
-        if missing == ["lm_head.weight"]:
-            hint = " If the head is the token embedding, set tie_word_embeddings to true."
-        raise ValueError(
-            f"{folder} lacks {len(missing)} tensors that its config.json asks for: "
-            f"{_some(missing)}.{hint}"
-        )
-    for name, shape in expected.items():
-        tensor = stored[name]
-        if tensor.shape != shape:
-            hint = ""
-            if name == plan[0].name and tensor.shape[1:] == shape[1:]:
-                hint = f" config.json says vocab_size={config.vocab_size}; correct it."
-            raise ValueError(
-                f"{tensor.file}: {name} has shape {list(tensor.shape)}; config.json asks for "
-                f"{list(shape)}.{hint}"
-            )
-        if not tensor.dtype.startswith(("F", "BF")):
-            raise ValueError(
-                f"{tensor.file}: {name} has dtype {tensor.dtype}; expected floating point. "
-                "Quantised folders are not supported; save the model dequantised."
-            )
-    extra = [n for n in stored if n not in expected and not ignored(config.family, n)]
-    if config.causal and config.tie_embeddings and "lm_head.weight" in extra:
-        extra.remove("lm_head.weight")
-        if not np.array_equal(stored["lm_head.weight"].read(), stored[plan[0].name].read()):
-            raise ValueError(
-                f"{folder}: config.json says that the head is the token embedding, but "
-                f"lm_head.weight differs from {plan[0].name}; set tie_word_embeddings to false "
-                "to use it, or remove it."
-            )
-    if extra:
-        raise ValueError(
-            f"{folder} holds {len(extra)} tensors that a {config.family} model with its "
-            f"config.json (num_hidden_layers={config.num_layers}) does not have: {_some(extra)}. "
-            "Correct the config or remove them."
-        )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _get(params: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        params = params[key]
-    return params
-
-
-def _stored_shape(entry: Entry, params: Mapping[str, Any]) -> tuple[int, ...]:
-    shapes = [_get(params, path).shape[entry.stacked :] for path in entry.paths]
-    shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-    return shape[::-1] if entry.transposed else shape
-
-
-def _read(
-    entry: Entry, stored: Mapping[str, Tensor], config: ModelConfig, dtype: Any
-) -> Iterator[jax.Array]:
-    """Yield the parameters of an entry, one after the other, each filled layer by layer."""
-    layers = config.num_layers if entry.stacked else 1
-    tensors = [stored[entry.name.format(i)].read() for i in range(layers)]
-    if dtype is None:
-        kinds = {jax.dtypes.canonicalize_dtype(tensor.dtype) for tensor in tensors}
-        dtype = functools.reduce(jnp.promote_types, kinds)
-    target = jnp.dtype(dtype)
-    for part in range(len(entry.paths)):
-        pieces = [_piece(tensor, entry, part) for tensor in tensors]
-        leaf = np.empty((layers, *pieces[0].shape), target)
-        for i, piece in enumerate(pieces):
-            leaf[i] = piece
-        yield jnp.asarray(leaf if entry.stacked else leaf[0])
-
-
-def _piece(tensor: np.ndarray, entry: Entry, part: int) -> np.ndarray:
-    ours = tensor.T if entry.transposed else tensor
-    # Fused parts are equally wide: GPT-2 has as many key heads as query heads.
-    width = ours.shape[-1] // len(entry.paths)
-    return ours[..., part * width : (part + 1) * width]
-
-
-def _write(model: Decoder | Encoder, folder: Path) -> None:
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+def _write(config: ModelConfig, params: dict[str, Any], folder: Path) -> None:
     dtype = params["embedding"]["embedding"].dtype.name
-    content = write_config(dataclasses.replace(model.config, dtype=dtype))
+    content = write_config(dataclasses.replace(config, dtype=dtype))
+    plan = entries(config.family, params)
+    layers = config.num_layers
+    layout: list[tuple[str, np.dtype, tuple[int, ...]]] = []
+    makers: list[Callable[[], np.ndarray]] = []
+    quantised: dict[str, Any] = {}
+
+    def add(name: str, kind: Any, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
+        layout.append((name, np.dtype(kind), shape))
+        makers.append(make)
+
+    for entry in plan:
+        leaves = [get(params, path) for path in entry.paths]
+        if not any(map(is_virtual, leaves)):
+            for i in range(layers if entry.stacked else 1):
+                make = functools.partial(_tensor, leaves, i if entry.stacked else None, entry)
+                add(entry.name.format(i), leaves[0].dtype, stored_shape(entry, params), make)
+            continue
+        for path, leaf in zip(entry.paths, leaves, strict=True):
+            name = ".".join(path)
+            if not is_virtual(leaf):
+                raise ValueError(f"leaf {name} is dense and others of {entry.name} are quantised")
+            quantised[name] = leaf
+            for part, array in parts_of(name, leaf).items():
+                add(f"{name}.{part}", array.dtype, array.shape, functools.partial(_same, array))
+    if quantised:
+        content["quantization_config"] = describe(quantised)
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-    plan = entries(model.config.family, params)
-    plan.sort(key=lambda entry: -_get(params, entry.paths[0]).dtype.itemsize)
-    layers = model.config.num_layers
+    # wide dtypes first keep all data aligned
+    order = sorted(range(len(layout)), key=lambda i: -layout[i][1].itemsize)
+    tensors: Iterator[np.ndarray] = (makers[i]() for i in order)
+    write_file(folder / "model.safetensors", [layout[i] for i in order], tensors)
 
-    def names(entry: Entry) -> list[str]:
-        return [entry.name.format(i) for i in range(layers if entry.stacked else 1)]
 
-    layout = [
-        (name, np.dtype(_get(params, entry.paths[0]).dtype), _stored_shape(entry, params))
-        for entry in plan
-        for name in names(entry)
-    ]
+def _tensor(leaves: list[Any], layer: int | None, entry: Entry) -> np.ndarray:
+    parts = [np.asarray(leaf) for leaf in leaves]
+    ours = np.concatenate([p if layer is None else p[layer] for p in parts], axis=-1)
+    return ours.T if entry.transposed else ours
 
-    def tensors() -> Iterator[np.ndarray]:
-        for entry in plan:
-            parts = [np.asarray(_get(params, path)) for path in entry.paths]
-            for i in range(len(names(entry))):
-                ours = np.concatenate([p[i] if entry.stacked else p for p in parts], axis=-1)
-                yield ours.T if entry.transposed else ours
 
-    write_file(folder / "model.safetensors", layout, tensors())
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
