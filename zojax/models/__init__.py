@@ -7,6 +7,7 @@ from zojax.models.decoder import Decoder
 from zojax.models.encoder import Encoder
 from zojax.models.functional import abstract, functional
 from zojax.models.huggingface import load, load_params, read_config, save, save_params
+from zojax.models.prefix import with_prefix
 
 __all__ = [
     "KNOWN",
@@ -22,4 +23,5 @@ __all__ = [
     "read_config",
     "save",
     "save_params",
+    "with_prefix",
 ]

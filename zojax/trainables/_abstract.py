@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zojax.trainables._select import path_name
 from zojax.trainables._sensitive import SensitiveFrozen, _merge
 from zojax.trainables._split import Split
+from zojax.trainables._tree import path_name
 from zojax.virtual import is_virtual
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zojax.trainables._select import path_name
 from zojax.trainables._split import Split
-from zojax.virtual import LowRank, VirtualArray
+from zojax.trainables._tree import as_virtual, flatten
+from zojax.virtual import LowRank
 
 
 def lora(
@@ -22,7 +22,8 @@ def lora(
     """Adapters `W + alpha / rank * A B^T` on the matrices a predicate picks.
 
     Args:
-        params: tree of arrays; leaves of three and more axes are stacks of matrices.
+        params: tree of arrays, quantised ones included; leaves of three and more axes are stacks of
+            matrices.
         key: typed key for A, normal with variance 1/m; B starts at zero, so merge is the identity.
         rank: r.
         alpha: scale; `rank` if None.
@@ -39,10 +40,9 @@ def lora(
     if rank < 1:
         raise ValueError(f"rank must be at least 1, found {rank}")
     scale = (rank if alpha is None else alpha) / rank
-    paths, tree = jax.tree_util.tree_flatten_with_path(params)
+    flat = flatten(params)
     adapters = []
-    for i, (path, leaf) in enumerate(paths):
-        name = path_name(path)
+    for i, (name, leaf) in enumerate(zip(flat.names, flat.leaves, strict=True)):
         if not where(name):
             adapters.append(None)
             continue
@@ -55,18 +55,16 @@ def lora(
         raise ValueError("no leaf is selected for LoRA; pass where=")
 
     def merge(trainable, frozen):
-        leaves, structure = jax.tree_util.tree_flatten_with_path(frozen)
-        pairs = structure.flatten_up_to(trainable)
-        merged = [
-            leaf
-            if pair is None
-            else VirtualArray(leaf, name=jax.tree_util.keystr(path)).plus(
-                LowRank.of_matrices(
-                    pair["a"].astype(leaf.dtype), pair["b"].astype(leaf.dtype), scale
-                )
-            )
-            for (path, leaf), pair in zip(leaves, pairs, strict=True)
-        ]
-        return jax.tree.unflatten(structure, merged)
+        flat = flatten(frozen)
+        leaves = []
+        for key, leaf, pair in zip(
+            flat.keys, flat.leaves, flat.like(trainable, "trainables"), strict=True
+        ):
+            if pair is None:
+                leaves.append(leaf)
+                continue
+            a, b = (pair[k].astype(leaf.dtype) for k in "ab")
+            leaves.append(as_virtual(leaf, key).plus(LowRank.of_matrices(a, b, scale)))
+        return jax.tree.unflatten(flat.structure, leaves)
 
-    return Split(jax.tree.unflatten(tree, adapters), params, merge)
+    return Split(jax.tree.unflatten(flat.structure, adapters), params, merge)

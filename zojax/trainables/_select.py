@@ -7,25 +7,27 @@ import jax
 import jax.numpy as jnp
 
 from zojax.trainables._split import Split
+from zojax.trainables._tree import as_dense, flatten, is_floating
+from zojax.virtual import materialize
 
 
 def full(params: Any) -> Split:
     """Every leaf moves.
 
     Args:
-        params: tree of floating-point arrays.
+        params: tree of floating-point arrays; virtual ones, as quantised leaves are, become dense.
 
     Returns:
         A `Split` with `trainable = params`.
     """
-    return Split(params, None, lambda trainable, frozen: trainable)
+    return Split(materialize(params), None, lambda trainable, frozen: trainable)
 
 
 def select(params: Any, where: Callable[[str], bool]) -> Split:
     """The leaves whose path a predicate picks.
 
     Args:
-        params: tree of arrays.
+        params: tree of arrays; a picked leaf that is virtual becomes dense.
         where: called with each leaf's path, such as "layers/attention/query/bias".
 
     Returns:
@@ -44,32 +46,33 @@ def select(params: Any, where: Callable[[str], bool]) -> Split:
     >>> sorted(merge(trainable, frozen))
     ['bias', 'w']
     """
-    paths, tree = jax.tree_util.tree_flatten_with_path(params)
-    names = [path_name(path) for path, _ in paths]
-    picked = [bool(where(name)) for name in names]
+    flat = flatten(params)
+    picked = [bool(where(name)) for name in flat.names]
     if not any(picked):
         raise ValueError(
-            f"no leaf is selected; the leaves are {', '.join(names[:8])}"
-            f"{', ...' if len(names) > 8 else ''}"
+            f"no leaf is selected; the leaves are {', '.join(flat.names[:8])}"
+            f"{', ...' if len(flat.names) > 8 else ''}"
         )
     trainable, frozen, dtypes = [], [], []
-    for name, (_, leaf), chosen in zip(names, paths, picked, strict=True):
-        dtype = jnp.result_type(leaf)
-        if chosen and not jnp.issubdtype(dtype, jnp.floating):
+    for name, leaf, chosen in zip(flat.names, flat.leaves, picked, strict=True):
+        dtype = jnp.result_type(leaf.dtype)
+        if chosen and not is_floating(leaf):
             raise TypeError(f"leaf {name} is {dtype}; only floating-point leaves can be trained")
         wide = jnp.promote_types(dtype, jnp.float32)
-        trainable.append(jnp.asarray(leaf).astype(wide) if chosen else None)
+        trainable.append(as_dense(leaf).astype(wide) if chosen else None)
         frozen.append(None if chosen else leaf)
         dtypes.append(dtype)
 
     def merge(trainable, frozen):
-        moving, fixed = tree.flatten_up_to(trainable), tree.flatten_up_to(frozen)
+        moving = flat.structure.flatten_up_to(trainable)
+        fixed = flat.structure.flatten_up_to(frozen)
         leaves = [
             f if m is None else m.astype(d) for m, f, d in zip(moving, fixed, dtypes, strict=True)
         ]
-        return jax.tree.unflatten(tree, leaves)
+        return jax.tree.unflatten(flat.structure, leaves)
 
-    return Split(jax.tree.unflatten(tree, trainable), jax.tree.unflatten(tree, frozen), merge)
+    unflatten = flat.structure.unflatten
+    return Split(unflatten(trainable), unflatten(frozen), merge)
 
 
 def bias_and_norm(params: Any) -> Split:
@@ -107,8 +110,3 @@ def is_bias_or_norm(path: str) -> bool:
 def is_head(path: str) -> bool:
     """Whether a path is of the output layer."""
     return not {"head", "lm_head", "classifier"}.isdisjoint(path.lower().split("/"))
-
-
-def path_name(path) -> str:
-    """ "a/b/0" for a jax key path."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

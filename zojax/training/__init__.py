@@ -16,6 +16,7 @@ from zojax.training.loop import FitResult, NonFiniteLossError, Schedule, fit
 from zojax.training.memory import StepMemory, step_memory
 from zojax.training.report import draw_report, read_metrics
 from zojax.training.run_folder import RunFolder, fingerprint
+from zojax.training.scores import load_scores, save_scores
 
 __all__ = [
     "Adapter",
@@ -38,11 +39,13 @@ __all__ = [
     "fingerprint",
     "fit",
     "load_adapter",
+    "load_scores",
     "make_adapter",
     "read_journal",
     "read_metrics",
     "replay",
     "save_adapter",
+    "save_scores",
     "step",
     "step_memory",
     "training_functions",

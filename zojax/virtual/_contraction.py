@@ -55,8 +55,8 @@ def dot_general(eqn, values, report: Report):
         return out
 
     if is_dense:
-        panels = [_panels(eqn, side, product, cut) for cut in (_CPU, _OTHER)]
-        out = dense_use(product, *panels)(x, replace(rest, name=""))
+        panels, large = (_panels(eqn, side, product, cut) for cut in (_CPU, _OTHER))
+        out = dense_use(product, panels, large)(x, replace(rest, name=""))
     else:
         out = product(x, rest.base)
     if not thin:
@@ -96,7 +96,8 @@ def dense_use(fn, panels=None, large=None, alone=True):
         dense = weight.materialize()
         return jax.vmap(lambda x: fn(x, dense))(xs)
 
-    return one_at_a_time(use, shared, late)
+    # a derivative makes the weight again: of all layers' they would fill the memory that they save
+    return one_at_a_time(use, shared, jax.checkpoint(late, prevent_cse=False))
 
 
 def _panels(eqn, side: int, product, cut: _Cut):
