@@ -29,16 +29,17 @@ TOTAL = 3 * 8 * 5 + 4 * 4 + 7 * 6
 
 def _moved(split):
     """Which entries differ when all trainables are moved."""
-    far = materialize(split.merge(jax.tree.map(lambda v: v + 64, split.trainable), split.frozen))
-    return {name: np.asarray(far[name] != PARAMS[name]) for name in PARAMS}
+    merged = jax.jit(lambda t: materialize(split.merge(t, split.frozen)))
+    far = merged({n: None if v is None else np.asarray(v) + 64 for n, v in split.trainable.items()})
+    return {name: np.asarray(far[name]) != np.asarray(PARAMS[name]) for name in PARAMS}
 
 
 def _is_identity(split):
-    merged = materialize(split.merge(split.trainable, split.frozen))
+    merged = jax.jit(lambda t: materialize(split.merge(t, split.frozen)))(split.trainable)
     jax.tree.map(np.testing.assert_array_equal, merged, PARAMS)
 
 
-@pytest.mark.parametrize("density", [1 / TOTAL, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("density", [1 / TOTAL, 0.1, 1.0])
 def test_one_threshold_for_the_model(density):
     split = zojax.sensitive(PARAMS, SCORES, density, per="model")
     _is_identity(split)

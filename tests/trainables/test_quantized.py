@@ -44,6 +44,7 @@ def _quantized(format):
 
 
 SMALL = {format: _quantized(format) for format in ("int8", "int4", "nf4", "codebook")}
+NF4 = materialize(SMALL["nf4"])
 WHERE = lambda path: path == "layers/kernel"  # noqa: E731
 
 SPLITS = {
@@ -79,7 +80,8 @@ def _same(a, b):
 @pytest.mark.parametrize("name", SPLITS)
 def test_merge_of_split_is_the_identity_over_four_bits(name):
     trainable, frozen, merge = SPLITS[name](SMALL["nf4"])
-    _same(materialize(merge(trainable, frozen)), materialize(SMALL["nf4"]))
+    merged = jax.jit(lambda trainable: materialize(merge(trainable, frozen)))
+    _same(merged(trainable), NF4)
     # all that moves is float32, and moves something
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(trainable))
     far = materialize(merge(jax.tree.map(lambda v: v + 1, trainable), frozen))
@@ -88,7 +90,7 @@ def test_merge_of_split_is_the_identity_over_four_bits(name):
     )
 
 
-@pytest.mark.parametrize("name", ["blocks and bias", "scales and sensitive", "lora and sensitive"])
+@pytest.mark.parametrize("name", ["blocks and bias", "lora and sensitive"])
 def test_the_estimate_is_that_of_the_materialised_problem(name):
     trainable, frozen, merge = SPLITS[name](SMALL["nf4"])
     estimator, key = zojax.mezo(2.0**-6, 2), jax.random.key(1)
@@ -125,8 +127,8 @@ def test_a_split_can_be_quantised_before_and_after():
 
 
 def test_scales_multiply_the_codes():
-    for format, small in SMALL.items():
-        split = zojax.scales(small)
+    for format in ("int8", "codebook"):
+        small, split = SMALL[format], zojax.scales(SMALL[format])
         doubled = jax.tree.map(lambda s: 2 * s, split.trainable)
         moved = materialize(split.merge(doubled, split.frozen))["layers"]["kernel"]
         np.testing.assert_array_equal(moved, 2 * materialize(small)["layers"]["kernel"], format)
@@ -233,11 +235,13 @@ def test_qzo_learns_and_a_loss_that_is_not_finite_is_seen():
         return jax.lax.scan(step, (theta, state), length=100)[0][0]
 
     theta = train(split.trainable, tx.init(split.trainable))
-    before, after = (float(loss(t, (X, target))) for t in (split.trainable, theta))
+    of = jax.jit(loss)
+    before, after = (float(of(t, (X, target))) for t in (split.trainable, theta))
     assert after < before / 2
     merged = split.merge(theta, split.frozen)["layers"]["kernel"].base
     assert merged.codes is SMALL["int4"]["layers"]["kernel"].base.codes
-    bad = zojax.estimate(loss, zojax.qzo())(jax.random.key(0), theta, (X * jnp.nan, target))
+    ask = jax.jit(zojax.estimate(loss, zojax.qzo()))
+    bad = ask(jax.random.key(0), theta, (X * jnp.nan, target))
     assert not np.isfinite(bad.value) and np.isnan(bad.coefficients).all()  # clipping hides no NaN
 
 
