@@ -1,6 +1,6 @@
 """The command line, and the same runs as functions of a configuration object."""
 
-from zojax.cli.config import Demo, Evaluate, Finetune, OptimizerConfig, TaskConfig
+from zojax.cli.config import Demo, Evaluate, Finetune, OptimizerConfig, Plan, TaskConfig
 from zojax.cli.main import main
 
-__all__ = ["Demo", "Evaluate", "Finetune", "OptimizerConfig", "TaskConfig", "main"]
+__all__ = ["Demo", "Evaluate", "Finetune", "OptimizerConfig", "Plan", "TaskConfig", "main"]

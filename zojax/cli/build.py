@@ -11,7 +11,7 @@ import optax
 
 import zojax
 from zojax import models, tasks
-from zojax.cli.config import Finetune, OptimizerConfig, TaskConfig
+from zojax.cli.config import Finetune, Method, OptimizerConfig, TaskConfig
 from zojax.tasks import Encoded, Splits, Template
 from zojax.trainables import is_bias_or_norm, is_head, path_name, size
 from zojax.training import Problem
@@ -202,20 +202,20 @@ def _flags(params: Any, head: bool) -> Any:
 
 
 def optimizer_of(
-    config: Finetune, trainable: Any
+    config: OptimizerConfig, method: Method, steps: int, trainable: Any
 ) -> tuple[optax.GradientTransformation, str, float]:
     """The optax transformation, its name and its step size."""
-    name = config.optimizer.optimizer
+    name = config.optimizer
     if name == "auto":
-        name = "sgd" if config.method == "full" else "adam"
-    rate = config.optimizer.learning_rate
+        name = "sgd" if method == "full" else "adam"
+    rate = config.learning_rate
     if rate is None:
         rate = 250 / size(trainable) if name == "sgd" else 1e-3
     schedule = {
         "constant": lambda: rate,
-        "linear": lambda: optax.linear_schedule(rate, 0.0, config.steps),
-        "cosine": lambda: optax.cosine_decay_schedule(rate, config.steps),
-    }[config.optimizer.decay]()
+        "linear": lambda: optax.linear_schedule(rate, 0.0, steps),
+        "cosine": lambda: optax.cosine_decay_schedule(rate, steps),
+    }[config.decay]()
     return {"sgd": optax.sgd, "adam": optax.adam}[name](schedule), name, rate
 
 

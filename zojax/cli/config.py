@@ -132,6 +132,53 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Tell what a step of fine-tuning needs, in bytes and operations, before anything runs.
+
+    Compiles the step from shapes alone: no weights are read and nothing is allocated, so the model
+    need not fit this machine. With --target it is compiled for a GPU or TPU that is not there.
+    """
+
+    model: Annotated[
+        Path | None, tyro.conf.arg(help="Local Hugging Face folder; only config.json is read.")
+    ] = None
+    config: Annotated[
+        str | None,
+        tyro.conf.arg(help="Instead: a known model such as llama-2-7b, or path of a config.json."),
+    ] = None
+    method: Annotated[Method, tyro.conf.arg(help="What moves, as for finetune.")] = "full"
+    density: Annotated[float, tyro.conf.arg(help="Part of each matrix, method sensitive.")] = 1e-3
+    lora_rank: Annotated[int, tyro.conf.arg(help="Rank of the adapters, method lora.")] = 8
+    base: Annotated[
+        Literal["dense", "int8", "int4", "nf4", "codebook"],
+        tyro.conf.arg(help="How the frozen matrices are stored."),
+    ] = "dense"
+    group_size: Annotated[int, tyro.conf.arg(help="Entries that share a scale, with --base.")] = 64
+    quantize_embeddings: Annotated[
+        bool, tyro.conf.arg(help="Store embeddings and head like the other matrices.")
+    ] = False
+    dtype: Annotated[
+        Literal["stored", "float32", "bfloat16", "float16"],
+        tyro.conf.arg(help="Dtype of the parameters; stored is that of the config."),
+    ] = "stored"
+    batch: Annotated[int, tyro.conf.arg(help="Sequences a step.")] = 1
+    seq: Annotated[int, tyro.conf.arg(help="Tokens a sequence.")] = 256
+    objective: Annotated[
+        Literal["language", "options"],
+        tyro.conf.arg(
+            help="language: the next token at every position. options: two options of one token at"
+            " the end, as finetune scores them. An encoder gets a head of two classes."
+        ),
+    ] = "language"
+    target: Annotated[
+        str | None,
+        tyro.conf.arg(help="Compile for h200, h100, a100-80, v5e or v6e; default: this machine."),
+    ] = None
+    optimizer: tyro.conf.OmitArgPrefixes[OptimizerConfig] = field(default_factory=OptimizerConfig)
+    draw: Annotated[Path | None, tyro.conf.arg(help="Also draw a picture, PNG.")] = None
+
+
+@dataclass(frozen=True)
 class Demo:
     """Fine-tune a real pre-trained transformer on your own Python's docstrings, in minutes.
 

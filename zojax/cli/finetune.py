@@ -55,7 +55,9 @@ def run(
     """Train on data that is already encoded, and report; the part that the demo shares."""
     problem = loaded.problem
     estimator = build.estimator_of(config.optimizer, split.trainable)
-    optimizer, optimizer_name, rate = build.optimizer_of(config, split.trainable)
+    optimizer, optimizer_name, rate = build.optimizer_of(
+        config.optimizer, config.method, config.steps, split.trainable
+    )
     functions = training.training_functions(problem, split.merge, estimator, optimizer)
     batch_at = build.batch_at(train, config.batch_size, config.seed)
     # what cannot be traced must fail before anything is written

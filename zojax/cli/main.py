@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from zojax.cli.config import Demo, Evaluate, Finetune
+from zojax.cli.config import Demo, Evaluate, Finetune, Plan
 
 _JSON = tyro.conf.arg(help="Print the result as one JSON object on the last line.")
 
@@ -33,9 +33,16 @@ class _DemoCommand(Demo):
     json: Annotated[bool, _JSON] = False
 
 
+@dataclass(frozen=True)
+class _PlanCommand(Plan):
+    __doc__ = Plan.__doc__
+    json: Annotated[bool, _JSON] = False
+
+
 _Command = (
     Annotated[_FinetuneCommand, tyro.conf.subcommand("finetune")]
     | Annotated[_EvaluateCommand, tyro.conf.subcommand("evaluate")]
+    | Annotated[_PlanCommand, tyro.conf.subcommand("plan")]
     | Annotated[_DemoCommand, tyro.conf.subcommand("demo")]
 )
 
@@ -67,7 +74,7 @@ def main(args: list[str] | None = None) -> int:
         return 1
     if command.json:
         print(json.dumps(result), flush=True)
-    elif not isinstance(command, Demo):  # which has told its story already
+    elif not isinstance(command, (Demo, Plan)):  # which have told their story already
         _print_table(result)
     return 143 if result.get("status") == "interrupted" else 0
 
@@ -78,6 +85,10 @@ def _function(command: Any) -> Callable[[Any], dict[str, Any]]:
         from zojax.cli.demo import demo
 
         return demo
+    if isinstance(command, Plan):
+        from zojax.cli.plan import plan
+
+        return plan
     from zojax.cli.finetune import evaluate, finetune
 
     return evaluate if isinstance(command, Evaluate) else finetune

@@ -101,13 +101,13 @@ def missing(target: str = "h200") -> str:
     Raises:
         ValueError: if there is no such target.
     """
+    version = jax.__version__
     if find_target(target).platform == "tpu":
         if _installed("libtpu"):
             return ""
-        return f"target {target} needs libtpu: pip install libtpu"
+        return f"target {target} needs libtpu: pip install 'jax[tpu]=={version}'"
     if _installed("jax_plugins.xla_cuda13"):
         return ""
-    version = jax.__version__
     return (
         f"target {target} needs the CUDA plugin of this version of jax, but no CUDA: "
         f"pip install --no-deps jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version}"
