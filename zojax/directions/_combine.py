@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from zojax.directions._direction import Direction
-from zojax.virtual import Term, VirtualArray
+from zojax.virtual import Term, VirtualArray, is_virtual
 from zojax.virtual._noise import scaled_together
 
 _UNROLLED = 16  # directions in one fusion; more need a loop, which carries a full accumulator
@@ -21,22 +21,35 @@ def perturb(direction: Direction, key: jax.Array, params: Any, scale, step=0) ->
     Args:
         direction: any direction.
         key: typed key or uint32[2] words.
-        params: tree of floating-point arrays.
+        params: tree of floating-point arrays; of virtual arrays too, such as quantised weights.
         scale: float scalar.
         step: integer, for directions that keep a part of themselves for several steps.
 
     Returns:
         The tree with a `VirtualArray` for each leaf that moves.
     """
-    paths, tree = jax.tree_util.tree_flatten_with_path(params)
-    terms = scaled_together(direction.terms(key, params, step), scale)
+    paths, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_virtual)
+    terms = scaled_together(direction.terms(key, shapes_of(params), step), scale)
     leaves = [
-        leaf
-        if term is None
-        else VirtualArray(jnp.asarray(leaf), name=jax.tree_util.keystr(path)).plus(term)
+        leaf if term is None else _as_virtual(path, leaf).plus(term)
         for (path, leaf), term in zip(paths, terms, strict=True)
     ]
     return jax.tree.unflatten(tree, leaves)
+
+
+def shapes_of(params: Any) -> Any:
+    """The tree with the shape and dtype of each virtual array in its place."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if is_virtual(x) else x,
+        params,
+        is_leaf=is_virtual,
+    )
+
+
+def _as_virtual(path, leaf) -> VirtualArray:
+    if is_virtual(leaf):
+        return leaf
+    return VirtualArray(jnp.asarray(leaf), name=jax.tree_util.keystr(path))
 
 
 def combine(
@@ -55,7 +68,7 @@ def combine(
         Tree like `params`, in its dtypes, accumulated in float32. Under `jit` the sum fuses into
         whatever uses it, up to 16 directions at a time.
     """
-    count = keys.shape[0]
+    count, params = keys.shape[0], shapes_of(params)
     # times the reciprocal: XLA would compile a division otherwise than it evaluates one
     weights = coefficients.astype(jnp.float32) * np.float32(1 / count)
     if direction.combine is not None:

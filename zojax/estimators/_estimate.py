@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from zojax import noise
 from zojax.directions import combine, perturb
+from zojax.directions._combine import shapes_of
 from zojax.estimators._estimator import (
     Adaptive,
     AnyEstimator,
@@ -98,7 +99,7 @@ def estimate(
         return concluded(part, key, losses, step)._replace(aux=aux)
 
     def estimated(key: jax.Array, *args, step=0, state=None, **kwargs) -> Estimate:
-        memory = init(estimator, _pick(args, argnums)) if state is None else state
+        memory = init(estimator, shapes_of(_pick(args, argnums))) if state is None else state
         now = [
             part.at(kept) if isinstance(part, Adaptive) else part
             for part, kept in zip(parts(estimator), memory, strict=True)
@@ -133,6 +134,7 @@ def advance(
         Tree like `params`, `1/n sum_k c_k z(key_k)` where the estimator is not adaptive, and the
         next state.
     """
+    params = shapes_of(params)
     memory = init(estimator, params) if state is None else state
     total, start, after = None, 0, []
     for part, kept in zip(parts(estimator), memory, strict=True):

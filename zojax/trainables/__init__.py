@@ -13,7 +13,7 @@ from zojax.trainables._coverage import (
 )
 from zojax.trainables._fisher import sensitivity
 from zojax.trainables._forward import forward_sensitivity
-from zojax.trainables._lora import lora
+from zojax.trainables._lora import factors, lora
 from zojax.trainables._prefix import Prefixed, prefix
 from zojax.trainables._scales import codebook, scales
 from zojax.trainables._select import (
@@ -44,6 +44,7 @@ __all__ = [
     "compose",
     "coverage",
     "entry_mask",
+    "factors",
     "forward_sensitivity",
     "full",
     "head",

@@ -1,6 +1,7 @@
 """Low-rank adapters beside frozen matrices."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from zojax.trainables._split import Split
 from zojax.trainables._tree import as_virtual, flatten
-from zojax.virtual import LowRank
+from zojax.virtual import LowRank, is_virtual
 
 
 def lora(
@@ -68,3 +69,47 @@ def lora(
         return jax.tree.unflatten(flat.structure, leaves)
 
     return Split(jax.tree.unflatten(flat.structure, adapters), params, merge)
+
+
+def factors(params: Any) -> Split:
+    """The factors of low-rank terms that leaves have already, as of `quantization.compensate`.
+
+    Args:
+        params: tree with virtual leaves over which there are low-rank terms.
+
+    Returns:
+        A `Split`: trainable `{"left", "right"}` float32 for the first low-rank term of each such
+        leaf, None elsewhere; frozen `params`.
+
+    Raises:
+        ValueError: if no leaf has a low-rank term.
+    """
+    flat = flatten(params)
+    terms = [_low_rank(leaf) for leaf in flat.leaves]
+    if all(term is None for term in terms):
+        raise ValueError("no leaf has a low-rank term; add them with zojax.quantization.compensate")
+    trainable = [
+        None
+        if term is None
+        else {"left": jnp.array(term.left, jnp.float32), "right": jnp.array(term.right)}
+        for term in terms
+    ]
+
+    def merge(trainable, frozen):
+        flat = flatten(frozen)
+        leaves = []
+        for leaf, pair in zip(flat.leaves, flat.like(trainable, "trainables"), strict=True):
+            if pair is None:
+                leaves.append(leaf)
+                continue
+            old = _low_rank(leaf)
+            new = tuple(replace(t, **pair) if t is old else t for t in leaf.terms)
+            leaves.append(replace(leaf, terms=new))
+        return jax.tree.unflatten(flat.structure, leaves)
+
+    return Split(jax.tree.unflatten(flat.structure, trainable), params, merge)
+
+
+def _low_rank(leaf: Any) -> LowRank | None:
+    terms = leaf.terms if is_virtual(leaf) else ()
+    return next((term for term in terms if isinstance(term, LowRank)), None)
