@@ -27,7 +27,8 @@ class _Cut(NamedTuple):
 
 
 _CPU = _Cut(2**19, 2**18, 1)
-# panels are slow on a GPU, and worth it only where a head would outweigh a layer's activations
+# panels are slow on a GPU, and worth it only where a head that is quantised or has entries would
+# outweigh a layer's activations
 _OTHER = _Cut(3 * 2**25, 2**25, 256)
 
 
@@ -56,7 +57,8 @@ def dot_general(eqn, values, report: Report):
 
     if is_dense:
         panels, large = (_panels(eqn, side, product, cut) for cut in (_CPU, _OTHER))
-        out = dense_use(product, panels, large)(x, replace(rest, name=""))
+        is_stored = not is_formula(rest.base) and rest.entries is None
+        out = dense_use(product, panels, None if is_stored else large)(x, replace(rest, name=""))
     else:
         out = product(x, rest.base)
     if not thin:
