@@ -131,6 +131,8 @@ EAGER = ("mezo", "hizoo", "deepzero")
 others are made of the same parts."""
 
 SLOW = (
+    "mezo, schedules",
+    "moving_baseline",
     "mezo, signs in one batch",
     "one_sided",
     "leave_one_out",

@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -14,6 +16,7 @@ def _load(name: str):
     return module
 
 
+@pytest.mark.slow
 def test_rounded_network_learns_without_a_gradient(capsys):
     # a linear classifier trained by backpropagation reaches about 96 %; chance is 10 %
     assert _load("rounded_network").main() >= 0.8

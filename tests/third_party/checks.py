@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import zojax
 from zojax.directions import perturb
@@ -30,6 +31,17 @@ def covering(models: dict) -> list[tuple[str, str]]:
     """
     dense = itertools.cycle(DENSE)
     return [(name, kind) for name in models for kind in ("low_rank", next(dense))]
+
+
+def but_one_slow(cases: list, dense: bool = False) -> list:
+    """The cases, for `make test-slow` but for the first one; with `dense`, of dense directions."""
+    counted = [case for case in cases if not dense or case[1] in DENSE]
+    return [
+        pytest.param(*(case if dense else (case,)), marks=pytest.mark.slow)
+        if case in counted[1:]
+        else case
+        for case in cases
+    ]
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import zojax
 from tests.third_party.checks import (
     assert_steps_do_not_retrace,
     assert_virtual_is_materialized,
+    but_one_slow,
     covering,
     explained,
     fallbacks,
@@ -115,7 +116,7 @@ def build(name):
     return *make(), inputs, depth
 
 
-@pytest.mark.parametrize("name, direction", covering(MODELS))
+@pytest.mark.parametrize("name, direction", but_one_slow(covering(MODELS), dense=True))
 def test_virtual_is_materialized(name, direction):
     fn, params, inputs, depth = build(name)
     assert_virtual_is_materialized(fn, direction, params, inputs, depth=depth, scale=0.1)
@@ -128,12 +129,13 @@ def test_every_weight_is_seen_and_none_falls_back_but_these(name):
     assert found == {(leaf, "add") for leaf in ADDED.get(name, ())}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", but_one_slow(list(MODELS)))
 def test_steps_do_not_retrace(name):
     fn, params, inputs, _ = build(name)
     assert_steps_do_not_retrace(lambda p, x: jnp.mean(fn(p, x) ** 2), params, inputs)
 
 
+@pytest.mark.slow
 def test_thirty_steps_lower_the_loss_as_gradient_descent_does():
     """Small unbiased steps follow gradient descent; their variance costs less than half of it."""
     fn, params, tokens, _ = build("penzai llama")
