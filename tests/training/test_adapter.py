@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import zojax
+from zojax import trainables
 from zojax.training import apply_adapter, fingerprint, load_adapter, make_adapter, save_adapter
 from zojax.virtual import materialize
 
@@ -43,6 +44,38 @@ def test_an_adapter_restores_the_trained_parameters(tmp_path, method, dtype):
     got = materialize(apply_adapter(params, adapter))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("method", ["sensitive", "lora", "scales", "codebook", "both"])
+def test_an_adapter_goes_over_a_quantised_base(tmp_path, method):
+    dense = _params(jnp.bfloat16)
+    format = "codebook" if method == "codebook" else "nf4"
+    params = zojax.quantize(dense, format, group_size=2)
+    sensitive = zojax.sensitive(params, jax.tree.map(jnp.abs, dense), density=0.2)
+    split = {
+        "sensitive": lambda: sensitive,
+        "lora": lambda: zojax.lora(params, KEY, rank=2),
+        "scales": lambda: zojax.scales(params),
+        "codebook": lambda: trainables.codebook(params),
+        "both": lambda: zojax.compose(sensitive, zojax.scales(params)),
+    }[method]()
+    trained = jax.tree.map(lambda x: x * 1.5 + 0.125, split.trainable)
+    expected = split.merge(trained, split.frozen)
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(make_adapter(split, trained, {}), path)
+    got = apply_adapter(params, load_adapter(path))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    if method == "scales":
+        with pytest.raises(ValueError, match="is dense, the adapter has scales"):
+            apply_adapter(dense, load_adapter(path))
+
+
+def test_what_an_adapter_cannot_hold_is_refused():
+    split = trainables.blocks(_params(), [1])
+    with pytest.raises(ValueError, match="leaf layers/attention/kernel is a formula"):
+        make_adapter(split, split.trainable, {})
 
 
 def test_an_adapter_holds_only_what_moved():

@@ -1,22 +1,19 @@
-"""From a configuration to the parts of a run: model, data, problem, trainables, estimator."""
+"""From a configuration to the parts of a run: model, data, problem."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 import zojax
-from zojax import models, tasks
-from zojax.cli.config import Finetune, Method, OptimizerConfig, TaskConfig
+from zojax import models, tasks, training
+from zojax.cli import base
+from zojax.cli.config import TaskConfig
 from zojax.tasks import Encoded, Splits, Template
-from zojax.trainables import is_bias_or_norm, is_head, path_name, size
 from zojax.training import Problem
 
-_CALIBRATION_CHUNKS, _CALIBRATION_LENGTH = 100, 512
 _HEAD_SCALE = 20.0
 
 
@@ -65,6 +62,8 @@ def template_of(config: TaskConfig) -> Template:
 
 def splits_of(config: TaskConfig, template: Template) -> Splits:
     """The examples of a task."""
+    if config.data is None:
+        raise ValueError("give data, a folder with train.jsonl")
     return tasks.load_splits(
         template,
         config.data,
@@ -75,22 +74,55 @@ def splits_of(config: TaskConfig, template: Template) -> Splits:
     )
 
 
-def load(folder: Path, dtype: str, config: TaskConfig, template: Template) -> Loaded:
-    """Load a model and make the problem that the template poses to it."""
-    model = models.load(folder, None if dtype == "stored" else jnp.dtype(dtype))
-    tokenizer = tasks.load_tokenizer(folder)
-    vocabulary = tokenizer.get_vocab_size()
-    if vocabulary > model.config.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {vocabulary} tokens, the model's embedding "
-            f"{model.config.vocab_size}; they are not of one model"
-        )
-    context = model.config.max_positions
+def load(
+    folder: Path,
+    dtype: str,
+    config: TaskConfig,
+    template: Template,
+    how: base.Base = base.Base(),  # noqa: B008 (a tuple)
+    exclude: Any = None,
+) -> Loaded:
+    """Load a model, quantised or not, and make the problem that the template poses to it."""
+    if exclude is not None:
+        exclude = exclude.get("encoder", exclude)
+    shape, bind, params = base.load(folder, dtype, how, exclude)
+    tokenizer = load_tokenizer(folder, shape)
+    context = shape.max_positions
     length = min(config.max_length or context, context)
-    bind, params = models.functional(model)
-    if model.config.causal:
+    if shape.causal:
         return _decoder(bind, params, tokenizer, template, length)
     return _encoder(bind, params, tokenizer, template, length)
+
+
+def load_tokenizer(folder: Path, shape: models.ModelConfig) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+        ValueError: if it has more tokens than the model.
+    """
+    tokenizer = tasks.load_tokenizer(folder)
+    vocabulary = tokenizer.get_vocab_size()
+    if vocabulary > shape.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {vocabulary} tokens, the model's embedding "
+            f"{shape.vocab_size}; they are not of one model"
+        )
+    return tokenizer
+
+
+def load_tuned(
+    folder: Path, path: Path, config: TaskConfig, template: Template, scores: Path | None
+) -> tuple[Loaded, Any, training.Adapter]:
+    """The model of a run, quantised as there, and its parameters with the adapter on top.
+
+    Raises:
+        ValueError: if the adapter is of another model.
+    """
+    adapter = base.read_adapter(path)
+    how, dtype, exclude = base.base_of_adapter(adapter, scores)
+    loaded = load(folder, dtype, config, template, how, exclude)
+    base.check_base(adapter, loaded.params, path, folder)
+    return loaded, training.apply_adapter(loaded.params, adapter), adapter
 
 
 def _decoder(bind, params, tokenizer, template: Template, length: int) -> Loaded:
@@ -124,7 +156,8 @@ def _encoder(bind, params, tokenizer, template: Template, length: int) -> Loaded
 
 def with_head(bind, params, tokenizer, names: list[str], encode) -> Loaded:
     """An encoder with a head that starts from the embeddings of the label names."""
-    head = tasks.label_name_head(bind, params, tokenizer, names)
+    make_head = zojax.virtualize(lambda p: tasks.label_name_head(bind, p, tokenizer, names))
+    head = make_head(params)
     loss, logits = tasks.head_classification(
         bind, len(names), pool="mean", normalize=True, scale=_HEAD_SCALE
     )
@@ -136,87 +169,6 @@ def with_head(bind, params, tokenizer, names: list[str], encode) -> Loaded:
         tokenizer,
         is_encoder=True,
     )
-
-
-def split_of(config: Finetune, loaded: Loaded, train: Splits) -> zojax.Split:
-    """What moves and what stays."""
-    params, method = loaded.params, config.method
-    if method == "full":
-        return zojax.full(params)
-    if method == "bias-and-norm":
-        return zojax.select(params, lambda path: is_bias_or_norm(path) or is_head(path))
-    if method == "head":
-        return zojax.head(params)
-    if method == "lora":
-        return zojax.lora(params, jax.random.key(config.seed), config.lora_rank)
-    batches = _calibration(config, loaded, train)
-    scores = zojax.sensitivity(loaded.language_loss, params, batches)
-    return zojax.sensitive(params, scores, config.density)
-
-
-def _calibration(config: Finetune, loaded: Loaded, splits: Splits):
-    if loaded.is_encoder:
-        data = loaded.encode(splits.train[:_CALIBRATION_CHUNKS])
-        width = (data.tokens.shape[-1],)
-        return [tasks.take(data, [i], buckets=width) for i in range(len(data))]
-    template = template_of(config.task)
-    if config.calibration is None:
-        texts = [template.render(e).prompt for e in splits.train]
-    else:
-        texts = config.calibration.read_text().split("\n\n")
-    length = min(_CALIBRATION_LENGTH, config.task.max_length or _CALIBRATION_LENGTH)
-    return tasks.encode_chunks(texts, loaded.tokenizer, length, _CALIBRATION_CHUNKS)
-
-
-def estimator_of(config: OptimizerConfig, trainable: Any) -> zojax.Estimator | zojax.Joint:
-    """The recipe; a head beside other trainables gets many directions that share a forward."""
-    direction = {
-        "default": None,
-        "gaussian": zojax.gaussian(),
-        "rademacher": zojax.rademacher(),
-        "low-rank": zojax.low_rank(config.rank),
-    }[config.direction]
-    recipe = {"mezo": zojax.mezo, "fzoo": zojax.fzoo}[config.recipe]
-    body = recipe(config.mu, config.num_samples, direction=direction)
-    paths = jax.tree_util.tree_flatten_with_path(trainable)[0]
-    in_head = [is_head(path_name(path)) and "encoder" in trainable for path, _ in paths]
-    if not any(in_head):
-        return body
-    # rank one: hundreds of perturbed heads at once would otherwise outweigh the activations
-    head = zojax.mezo(
-        config.mu,
-        config.head_samples,
-        direction=zojax.masked(zojax.low_rank(1), lambda p: _flags(p, head=True)),
-        batch_size=2 * config.head_samples,
-    )
-    if all(in_head):
-        return head
-    masked = zojax.masked(body.direction, lambda p: _flags(p, head=False))
-    return zojax.joint(head, body._replace(direction=masked))
-
-
-def _flags(params: Any, head: bool) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: is_head(path_name(path)) == head, params
-    )
-
-
-def optimizer_of(
-    config: OptimizerConfig, method: Method, steps: int, trainable: Any
-) -> tuple[optax.GradientTransformation, str, float]:
-    """The optax transformation, its name and its step size."""
-    name = config.optimizer
-    if name == "auto":
-        name = "sgd" if method == "full" else "adam"
-    rate = config.learning_rate
-    if rate is None:
-        rate = 250 / size(trainable) if name == "sgd" else 1e-3
-    schedule = {
-        "constant": lambda: rate,
-        "linear": lambda: optax.linear_schedule(rate, 0.0, steps),
-        "cosine": lambda: optax.cosine_decay_schedule(rate, steps),
-    }[config.decay]()
-    return {"sgd": optax.sgd, "adam": optax.adam}[name](schedule), name, rate
 
 
 def batch_at(data: Encoded, batch_size: int, seed: int) -> Callable[[int], dict[str, np.ndarray]]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zojax import models, tasks, training
-from zojax.cli import build
+from zojax.cli import build, method
 from zojax.cli.config import Demo, Finetune, OptimizerConfig, TaskConfig
 from zojax.cli.finetune import run
 
@@ -85,7 +85,7 @@ def demo(config: Demo) -> dict[str, Any]:
         seed=config.seed,
         progress=config.progress,
     )
-    split = build.split_of(finetune, loaded, tasks.Splits([], [], []))
+    split = method.split_of(finetune, loaded, tasks.Splits([], [], []))
     manifest = {"model": training.fingerprint(loaded.params), "demo": size._asdict()}
     started = time.perf_counter()
     result = run(finetune, manifest, loaded, split, *encoded)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zojax import tasks, training
-from zojax.cli import build
+from zojax.cli import base, build, method
 from zojax.cli.config import Evaluate, Finetune
 from zojax.estimators import num_queries
 from zojax.trainables import Split, size
@@ -28,17 +28,16 @@ def finetune(config: Finetune) -> dict[str, Any]:
         config: the run.
 
     Returns:
-        The result, also in `out/result.json`: accuracies before and after on the test split, the
-        dev loss, seconds a step, memory of a step, sizes, and "status".
+        The result, also in `out/result.json`: accuracies before and after and the loss after on the
+        test split, seconds a step, memory of a step, sizes, and "status".
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: on bad input; nothing is half-written.
     """
     template = build.template_of(config.task)
     splits = build.splits_of(config.task, template)
-    loaded = build.load(config.model, config.dtype, config.task, template)
+    loaded, split = method.prepare(config, template, splits)
     train, dev, test = _encode(loaded, splits)
-    split = build.split_of(config, loaded, splits)
     manifest = _manifest(config, loaded.params)
     return run(config, manifest, loaded, split, train, dev, test)
 
@@ -54,10 +53,9 @@ def run(
 ) -> dict[str, Any]:
     """Train on data that is already encoded, and report; the part that the demo shares."""
     problem = loaded.problem
-    estimator = build.estimator_of(config.optimizer, split.trainable)
-    optimizer, optimizer_name, rate = build.optimizer_of(
-        config.optimizer, config.method, config.steps, split.trainable
-    )
+    settings = config.optimizer, config.method
+    estimator = method.estimator_of(*settings, split.trainable)
+    optimizer, optimizer_name, rate = method.optimizer_of(*settings, config.steps, split.trainable)
     functions = training.training_functions(problem, split.merge, estimator, optimizer)
     batch_at = build.batch_at(train, config.batch_size, config.seed)
     # what cannot be traced must fail before anything is written
@@ -65,8 +63,8 @@ def run(
     folder = training.RunFolder(config.out, manifest, config.resume)
     try:
         print(
-            f"{size(split.trainable):,} of {size(loaded.params):,} parameters move; "
-            f"{optimizer_name}, learning rate {rate:.3g}, mu {config.optimizer.mu:g}, "
+            f"{size(split.trainable):,} of {base.count(loaded.params):,} parameters move; "
+            f"{optimizer_name}, learning rate {rate:.3g}, mu {method.mu_of(*settings):g}, "
             f"{num_queries(estimator)} queries a step; results in {config.out}",
             flush=True,
         )
@@ -96,12 +94,14 @@ def run(
             "accuracy_before": round(before.accuracy, 4),
             "accuracy_after": round(after.accuracy, 4),
             "accuracy_gain": round(after.accuracy - before.accuracy, 4),
+            "loss_after": after.loss,
             "test_examples": after.count,
             "best_step": fitted.best_step,
             "steps": int(fitted.state.step),
             "seconds_per_step": round(fitted.seconds_per_step, 4),
             "trainable_parameters": size(split.trainable),
-            "parameters": size(loaded.params),
+            "parameters": base.count(loaded.params),
+            "parameter_bytes": base.nbytes(loaded.params),
             "forward_bytes": memory.forward,
             "step_bytes": memory.zeroth_order,
             "backprop_bytes": memory.backward,
@@ -136,18 +136,13 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     """
     template = build.template_of(config.task)
     splits = build.splits_of(config.task, template)
-    loaded = build.load(config.model, "stored", config.task, template)
-    params = loaded.params
-    if config.adapter is not None:
-        path = config.adapter
-        adapter = training.load_adapter(path / "adapter.safetensors" if path.is_dir() else path)
-        found, base = training.fingerprint(params), adapter.metadata.get("base")
-        if base != found:
-            raise ValueError(
-                f"{path}: the adapter is of the model {base}, {config.model} is {found}; "
-                "give the model it was made with, in the dtype it was made with"
-            )
-        params = training.apply_adapter(params, adapter)
+    if config.adapter is None:
+        loaded = build.load(config.model, "stored", config.task, template)
+        params = loaded.params
+    else:
+        loaded, params, _ = build.load_tuned(
+            config.model, config.adapter, config.task, template, config.scores
+        )
     data = loaded.encode(getattr(splits, config.split))
     predict = jax.jit(virtualize(loaded.problem.logits))
     measured = training.evaluate(
@@ -157,7 +152,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     )
     return {
         "accuracy": round(measured.accuracy, 4),
-        "loss": round(measured.loss, 4),
+        "loss": measured.loss,
         "examples": measured.count,
     }
 

@@ -1,5 +1,6 @@
 """The command line: flags to a configuration, a configuration to a function, a result to text."""
 
+import importlib
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from zojax.cli.config import Demo, Evaluate, Finetune, Plan
+from zojax.cli.config import Demo, Evaluate, Export, Finetune, Plan, Quantize, Sensitivity
 
 _JSON = tyro.conf.arg(help="Print the result as one JSON object on the last line.")
 
@@ -24,6 +25,24 @@ class _FinetuneCommand(Finetune):
 @dataclass(frozen=True)
 class _EvaluateCommand(Evaluate):
     __doc__ = Evaluate.__doc__
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
+class _SensitivityCommand(Sensitivity):
+    __doc__ = Sensitivity.__doc__
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
+class _QuantizeCommand(Quantize):
+    __doc__ = Quantize.__doc__
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
+class _ExportCommand(Export):
+    __doc__ = Export.__doc__
     json: Annotated[bool, _JSON] = False
 
 
@@ -43,6 +62,9 @@ _Command = (
     Annotated[_FinetuneCommand, tyro.conf.subcommand("finetune")]
     | Annotated[_EvaluateCommand, tyro.conf.subcommand("evaluate")]
     | Annotated[_PlanCommand, tyro.conf.subcommand("plan")]
+    | Annotated[_SensitivityCommand, tyro.conf.subcommand("sensitivity")]
+    | Annotated[_QuantizeCommand, tyro.conf.subcommand("quantize")]
+    | Annotated[_ExportCommand, tyro.conf.subcommand("export")]
     | Annotated[_DemoCommand, tyro.conf.subcommand("demo")]
 )
 
@@ -81,20 +103,24 @@ def main(args: list[str] | None = None) -> int:
 
 def _function(command: Any) -> Callable[[Any], dict[str, Any]]:
     # imported here so that --help answers at once
-    if isinstance(command, Demo):
-        from zojax.cli.demo import demo
+    module, name = next(place for kind, place in _FUNCTIONS.items() if isinstance(command, kind))
+    return getattr(importlib.import_module(f"zojax.cli.{module}"), name)
 
-        return demo
-    if isinstance(command, Plan):
-        from zojax.cli.plan import plan
 
-        return plan
-    from zojax.cli.finetune import evaluate, finetune
-
-    return evaluate if isinstance(command, Evaluate) else finetune
+_FUNCTIONS = {
+    Finetune: ("finetune", "finetune"),
+    Evaluate: ("finetune", "evaluate"),
+    Sensitivity: ("sensitivity", "sensitivity"),
+    Quantize: ("quantize", "quantize"),
+    Export: ("export", "export"),
+    Plan: ("plan", "plan"),
+    Demo: ("demo", "demo"),
+}
 
 
 def _print_table(result: dict[str, Any]) -> None:
+    """The result's numbers and texts; the command has shown its tables itself."""
+    result = {k: v for k, v in result.items() if not isinstance(v, (list, dict))}
     width = max(map(len, result))
     for name, value in result.items():
         text = f"{value:,}" if isinstance(value, int) else str(value)

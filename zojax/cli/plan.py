@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import zojax
 from zojax import models, planning, tasks
-from zojax.cli import build
+from zojax.cli import method
 from zojax.cli.config import Plan
 from zojax.trainables import abstract_sensitive, is_bias_or_norm, is_head, size
 
@@ -37,14 +37,14 @@ def plan(config: Plan) -> dict[str, Any]:
     loss, params, batch = _problem(config)
     count = size(params)
     split = _split(config, _stored(config, params))
-    optimizer, name, _ = build.optimizer_of(
+    optimizer, name, _ = method.optimizer_of(
         config.optimizer, config.method, _STEPS, split.trainable
     )
     found = zojax.plan(
         loss,
         params,
         batch,
-        build.estimator_of(config.optimizer, split.trainable),
+        method.estimator_of(config.optimizer, config.method, split.trainable),
         trainable=split,
         optimizer=optimizer,
         target=config.target,
@@ -116,7 +116,7 @@ def _model_config(config: Plan) -> models.ModelConfig:
 
 def _stored(config: Plan, params: Any) -> Any:
     """The parameters as the base stores them."""
-    if config.base == "dense":
+    if config.base == "none":
         if config.quantize_embeddings:
             raise ValueError("quantize_embeddings needs a base: int8, int4, nf4 or codebook")
         return params

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,18 +13,20 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from zojax.quantization import Quantized
 from zojax.trainables import Split, path_name
 from zojax.virtual import Entries, LowRank, VirtualArray, is_virtual
 
-_PARTS = ("dense", "values", "index", "left", "right", "scale")
+_PARTS = ("dense", "values", "index", "left", "right", "scale", "scales", "table")
 
 
 class Adapter(NamedTuple):
     """Changed leaves by path.
 
     Attributes:
-        leaves: path to its parts: {"dense"}, or any of {"values", "index"} (replaced entries) and
-            {"left", "right", "scale"} (a low-rank term).
+        leaves: path to its parts: {"dense"}, or any of {"values", "index"} (replaced entries),
+            {"left", "right", "scale"} (a low-rank term), {"scales"} and {"table"} (of a quantised
+            base).
         metadata: what the file says of itself.
     """
 
@@ -41,22 +44,42 @@ def make_adapter(split: Split, trainable: Any, metadata: Mapping[str, Any]) -> A
 
     Returns:
         An `Adapter` with only the leaves that moved.
+
+    Raises:
+        ValueError: if a leaf changed in another way than an adapter can hold, as by `blocks`.
     """
     fixed = {id(x) for x in jax.tree.leaves(split.frozen)}
     merged = split.merge(trainable, split.frozen)
     leaves = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(merged, is_leaf=is_virtual)[0]:
+        parts: dict[str, Any] = {}
         if not is_virtual(leaf):
             if id(leaf) not in fixed:
-                leaves[path_name(path)] = {"dense": np.asarray(leaf)}
-            continue
-        parts = {}
-        if leaf.entries is not None:
-            parts |= {"values": leaf.entries.values, "index": leaf.entries.index}
-        for term in leaf.terms:
-            parts |= {"left": term.left, "right": term.right, "scale": term.scale}
-        leaves[path_name(path)] = {name: np.asarray(part) for name, part in parts.items()}
+                parts["dense"] = leaf
+        else:
+            parts = _parts(leaf, fixed)
+            held = fixed | {id(x) for x in parts.values()}
+            if any(id(x) not in held for x in jax.tree.leaves(leaf)):
+                raise ValueError(
+                    f"leaf {path_name(path)} is a formula that an adapter cannot hold; save the "
+                    "whole model"
+                )
+        if parts:
+            leaves[path_name(path)] = {name: np.asarray(part) for name, part in parts.items()}
     return Adapter(leaves, dict(metadata))
+
+
+def _parts(leaf: VirtualArray, fixed: set[int]) -> dict[str, Any]:
+    parts = {}
+    if isinstance(leaf.base, Quantized):
+        found = {"scales": leaf.base.scales, "table": leaf.base.table}
+        parts = {name: x for name, x in found.items() if x is not None and id(x) not in fixed}
+    if leaf.entries is not None and id(leaf.entries.values) not in fixed:
+        parts |= {"values": leaf.entries.values, "index": leaf.entries.index}
+    for term in leaf.terms:
+        if isinstance(term, LowRank):
+            parts |= {"left": term.left, "right": term.right, "scale": term.scale}
+    return parts
 
 
 def save_adapter(adapter: Adapter, path: str | os.PathLike[str]) -> int:
@@ -117,7 +140,7 @@ def apply_adapter(params: Any, adapter: Adapter) -> Any:
     """The base parameters with an adapter on top.
 
     Args:
-        params: base parameters.
+        params: base parameters, quantised ones included.
         adapter: of a run on the same base.
 
     Returns:
@@ -127,7 +150,7 @@ def apply_adapter(params: Any, adapter: Adapter) -> Any:
     Raises:
         ValueError: if the adapter has a leaf that the parameters lack, or of another shape.
     """
-    paths, tree = jax.tree_util.tree_flatten_with_path(params)
+    paths, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_virtual)
     names = [path_name(path) for path, _ in paths]
     unknown = sorted(set(adapter.leaves) - set(names))
     if unknown:
@@ -148,11 +171,23 @@ def _with_parts(name: str, leaf, parts: dict[str, jax.Array]):
                 f"leaf {name} has shape {leaf.shape}, the adapter's has {parts['dense'].shape}"
             )
         return parts["dense"].astype(leaf.dtype)
-    entries, terms = None, ()
+    leaf = leaf if is_virtual(leaf) else VirtualArray(leaf, name=name)
+    if "scales" in parts or "table" in parts:
+        if not isinstance(leaf.base, Quantized):
+            raise ValueError(
+                f"leaf {name} is dense, the adapter has scales or levels of a quantised one: "
+                "quantise the model as the run did"
+            )
+        try:
+            base = leaf.base.with_scales(parts.get("scales", leaf.base.scales))
+            base = base.with_table(parts["table"]) if "table" in parts else base
+        except ValueError as error:
+            raise ValueError(f"leaf {name} does not fit the adapter: {error}") from error
+        leaf = replace(leaf, base=base)
     if "values" in parts:
         if parts["values"].shape[:-1] != leaf.shape[: parts["values"].ndim - 1]:
             raise ValueError(f"leaf {name} of shape {leaf.shape} does not fit the adapter's stack")
-        entries = Entries(parts["values"], parts["index"], leaf.shape)
+        leaf = replace(leaf, entries=Entries(parts["values"], parts["index"], leaf.shape))
     if "left" in parts:
-        terms = (LowRank(parts["left"], parts["right"], parts["scale"], leaf.shape),)
-    return VirtualArray(leaf, entries, terms, name)
+        leaf = leaf.plus(LowRank(parts["left"], parts["right"], parts["scale"], leaf.shape))
+    return leaf
