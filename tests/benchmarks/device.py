@@ -3,8 +3,7 @@
 A step is a two-sided estimate and its SGD update, parameters donated, through the public API, with
 random weights; "in_place" is MeZO's loop: +mu, -2 mu, +mu and the update are four sweeps that draw
 the noise again and write the parameters in place. "both" asks both sides in one pass over the
-weights. "whole" perturbs a matrix at once, "4" in at most four panels, the others as the library
-does.
+weights; "nf4" and "int4" are over layers of that format.
 
 All programs are compiled first, in threads of one process, and stored. Each case then runs in a
 process of its own: its peak is what the allocator reports after the first steps, and its times are
@@ -103,7 +102,7 @@ def compile_all(args: Any) -> None:
                 info = {"case": name, "tokens": tokens, "program": kind}
                 try:
                     start = time.perf_counter()
-                    lowered = program.lower(case.panels)
+                    lowered = program.lower()
                     info["trace_s"] = time.perf_counter() - start
                     futures.append((info, pool.submit(compile_one, lowered, path, info)))
                 except Exception as error:

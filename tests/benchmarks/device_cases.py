@@ -1,8 +1,7 @@
 """The programs that `device` runs: forward passes and training steps of the model of `llama`."""
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from tests.benchmarks.steps import DENSITY, MU, plain_step
 from zojax import noise
 from zojax.directions import perturb
 from zojax.trainables import SensitiveFrozen
-from zojax.virtual import _contraction, is_virtual, materialize
+from zojax.virtual import is_virtual, materialize
 
 RATE = 250 / 6.7e9  # the command line's default for so many parameters
 
@@ -27,15 +26,12 @@ class Case(NamedTuple):
         kind: "forward", "estimate", "sparse", "in place" or "plain".
         direction: of an estimate or of the sweeps in place; None where there is none.
         batch_size: queries asked at once.
-        panels: the most panels a perturbed weight is made in, 1 for the whole of it, None for what
-            the library does.
         base: format of the layers' matrices; None for bfloat16.
     """
 
     kind: str
     direction: Callable[[], zojax.Direction] | None = None
     batch_size: int = 1
-    panels: int | None = None
     base: str | None = None
 
 
@@ -45,18 +41,13 @@ CASES = {
     "low_rank": Case("estimate", lambda: zojax.low_rank(1)),
     "low_rank_both": Case("estimate", lambda: zojax.low_rank(1), batch_size=2),
     "sparse": Case("sparse"),
-    "sparse_whole": Case("sparse", panels=1),
     "forward_nf4": Case("forward", base="nf4"),
     "forward_int4": Case("forward", base="int4"),
     "sparse_nf4": Case("sparse", base="nf4"),
     "sparse_int4": Case("sparse", base="int4"),
     "rademacher": Case("estimate", zojax.rademacher),
-    "rademacher_4": Case("estimate", zojax.rademacher, panels=4),
-    "rademacher_whole": Case("estimate", zojax.rademacher, panels=1),
     "integer_normal": Case("estimate", zojax.integer_normal),
-    "integer_normal_whole": Case("estimate", zojax.integer_normal, panels=1),
     "gaussian": Case("estimate", zojax.gaussian),
-    "gaussian_whole": Case("estimate", zojax.gaussian, panels=1),
     "in_place_rademacher": Case("in place", zojax.rademacher),
     "in_place_gaussian": Case("in place", zojax.gaussian),
     "plain_jax": Case("plain"),
@@ -70,23 +61,8 @@ class Program(NamedTuple):
     args: tuple
     donate: bool
 
-    def lower(self, panels: int | None) -> Any:
-        with panels_of(panels):
-            return jax.jit(self.fn, donate_argnums=(0,) if self.donate else ()).lower(*self.args)
-
-
-@contextmanager
-def panels_of(most: int | None) -> Iterator[None]:
-    """Perturbed weights in at most so many panels; nothing changes if None."""
-    panel, panels = _contraction._PANEL, _contraction._MOST_PANELS
-    if most == 1:
-        _contraction._PANEL = 2**62
-    elif most is not None:
-        _contraction._MOST_PANELS = most
-    try:
-        yield
-    finally:
-        _contraction._PANEL, _contraction._MOST_PANELS = panel, panels
+    def lower(self) -> Any:
+        return jax.jit(self.fn, donate_argnums=(0,) if self.donate else ()).lower(*self.args)
 
 
 def step(loss: Callable, estimator: zojax.Estimator) -> Callable:

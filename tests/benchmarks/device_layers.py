@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 
 import zojax
-from tests.benchmarks.device_cases import panels_of
 from tests.benchmarks.steps import MU
 from tests.benchmarks.table import finish, parse, show
 from zojax import noise
@@ -140,8 +139,7 @@ def compile_all(jobs: list[tuple], threads: int, limit: float) -> dict:
         for name, fn, donate, args in jobs:
             if time.monotonic() > deadline:
                 break
-            with panels_of(1):
-                lowered = jax.jit(fn, donate_argnums=donate).lower(*args)
+            lowered = jax.jit(fn, donate_argnums=donate).lower(*args)
             futures[name] = pool.submit(one_of, name, lowered)
     for name, future in futures.items():
         if error := future.exception():

@@ -1,4 +1,4 @@
-"""The GPU benchmark runs what it says: the public API's step, MeZO's loop, the stated panels."""
+"""The GPU benchmark runs what it says: the public API's step and MeZO's loop."""
 
 import functools
 
@@ -9,7 +9,7 @@ import numpy as np
 import zojax
 from tests.benchmarks import device_cases, llama, steps
 from zojax import noise
-from zojax.virtual import Noise, VirtualArray, _contraction
+from zojax.virtual import Noise
 
 SHAPE = llama.Shape(layers=2, width=64, hidden=96, heads=4, vocabulary=128, length=8)
 
@@ -56,19 +56,3 @@ def test_positions_are_distinct_ascending_and_hold_the_values():
     assert at.shape == (2, 6) and np.all(np.diff(at) > 0) and at.min() >= 0 and at.max() < 64 * 96
     flat = np.asarray(params["layers"]["gate"], np.float32).reshape(2, -1)
     np.testing.assert_array_equal(values, np.take_along_axis(flat, at, 1))
-
-
-def test_panels_are_as_many_as_asked_for():
-    w = VirtualArray(jnp.zeros((1024, 1024)))
-    w = w.plus(Noise.of_leaf(jax.random.key(0), 1.0, "rademacher", w.shape))
-
-    def trips(most):
-        fn = zojax.virtualize(lambda w, x: x @ w)  # a new function: a trace is kept by function
-        with device_cases.panels_of(most):
-            text = str(jax.make_jaxpr(lambda x: fn(w, x))(jnp.zeros((2, 1024))))
-        return next((n for n in (16, 4, 2) if f"length={n}" in text), 1)
-
-    before = _contraction._PANEL, _contraction._MOST_PANELS
-    assert [trips(most) for most in (1, 2)] == [1, 2]
-    assert trips(None) == 4  # of 2^18 entries each
-    assert (_contraction._PANEL, _contraction._MOST_PANELS) == before
