@@ -1,8 +1,8 @@
 """The claims of SensZOQ and QZO on a real pre-trained decoder: what moves, and over which base.
 
 Every method gets the same number of steps and of forward passes (two a step), the same batches and
-a grid of three step sizes, a factor of four apart, around the middle that is written below; the one
-with the least loss on dev examples counts, found with a seed that is not among those reported.
+a grid of three step sizes, `--factors` times the middle that is written below; the one with the
+least loss on dev examples counts, found with a seed that is not among those reported.
 Accuracy on test examples is after the last step. "first-order" rows use backpropagation for as many
 steps, as a ceiling. Differences are of the same seeds, with a 95 % interval of Student's t.
 
@@ -33,7 +33,6 @@ from zojax.training import Problem, evaluate, training_functions
 _MU = 1e-3
 _TUNING_SEED = 1000
 _T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
-_FACTORS = (0.25, 1.0, 4.0)
 
 
 class Setting(NamedTuple):
@@ -214,6 +213,7 @@ def main() -> None:
         parser.add_argument("--density", type=float, default=1e-3)
         parser.add_argument("--chunks", type=int, default=100)
         parser.add_argument("--seeds", type=int, default=4)
+        parser.add_argument("--factors", type=float, nargs="+", default=[0.25, 1.0, 4.0])
         parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
 
     args = parse(__doc__ or "", add)
@@ -222,7 +222,7 @@ def main() -> None:
         args.methods = ["sensitive", "sensitive, nf4"]
     setting = prepare(args)
     result, rows = {}, []
-    factors = (1.0,) if args.small else _FACTORS
+    factors = (1.0,) if args.small else args.factors
     runs = len(args.methods) * (len(factors) + args.seeds)
     with tqdm(total=runs, unit="run", disable=None) as bar:
         for name in args.methods:
