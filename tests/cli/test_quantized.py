@@ -11,7 +11,8 @@ import pytest
 import zojax
 from tests.cli.conftest import finetune_args, last_json
 from zojax import models, tasks, training
-from zojax.cli import Finetune, TaskConfig, build, finetune, main, method
+from zojax.cli import Export, Finetune, TaskConfig, build, finetune, main, method
+from zojax.cli.export import export
 from zojax.virtual import is_virtual, materialize
 
 SMALL = ["--group-size", "8"]
@@ -152,6 +153,20 @@ def test_trained_scales_and_levels_go_over_the_same_base(
     training.save_scores(other, jax.tree.map(lambda x: jnp.abs(x) ** 3, dense), dense)
     with pytest.raises(ValueError, match="the adapter is of the model .* scores of its codebooks"):
         build.load_tuned(decoder, file, config.task, template, other)
+
+
+def test_a_low_rank_adapter_is_not_exported_in_4_bits(decoder, data, tmp_path):
+    config = _config(decoder, data, method="lora", base="nf4")
+    template = build.template_of(config.task)
+    splits = build.splits_of(config.task, template)
+    loaded, split = method.prepare(config, template, splits)
+    manifest = finetune._manifest(config, loaded.params)
+    about = {"manifest": manifest, "base": manifest["model"]}
+    file = tmp_path / "adapter.safetensors"
+    training.save_adapter(training.make_adapter(split, split.trainable, about), file)
+    with pytest.raises(ValueError, match="has a low-rank term, which no quantised folder can hold"):
+        export(Export(model=decoder, run=file, out=tmp_path / "out", quantized=True))
+    assert not (tmp_path / "out").exists()
 
 
 def _check_exports(model, run, tmp_path, capsys):

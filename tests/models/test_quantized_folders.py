@@ -36,7 +36,9 @@ def _bfloat16(folder, case):
     return tiny.write_folder(folder, tensors, tiny.CASES[case])
 
 
-@pytest.mark.parametrize("format", ["int8", "nf4", "codebook"])
+@pytest.mark.parametrize(
+    "format", ["int8", "nf4", pytest.param("codebook", marks=pytest.mark.slow)]
+)
 def test_quantised_while_reading_is_quantised_after_reading(format, tmp_path):
     folder = _bfloat16(tmp_path / "llama", "llama")
     _, dense = models.functional(models.load(folder))

@@ -20,7 +20,7 @@ def export(config: Export) -> dict[str, Any]:
         config: which run, and where to.
 
     Returns:
-        {"bytes", "adapter_bytes", "quantized", "head", "out"}; "head" says whether a head of an
+        {"bytes", "adapter_bytes", "head", "out"}; "head" says whether a head of an
         encoder was left out, which no such folder has a place for.
 
     Raises:
@@ -47,16 +47,22 @@ def export(config: Export) -> dict[str, Any]:
     return {
         "bytes": (config.out / "model.safetensors").stat().st_size,
         "adapter_bytes": file.stat().st_size,
-        "quantized": config.quantized,
-        "head": "left out, it is in the adapter" if loaded.is_encoder else None,
+        "head": "left out, it is in the adapter" if loaded.is_encoder else "written",
         "out": str(config.out),
     }
 
 
 def _exported(leaf: Any, quantized: bool) -> Any:
-    if not is_virtual(leaf) or (quantized and isinstance(leaf.base, Quantized)):
+    if not is_virtual(leaf):
         return leaf
-    return leaf.materialize()
+    if not quantized or not isinstance(leaf.base, Quantized):
+        return leaf.materialize()
+    if leaf.terms:
+        raise ValueError(
+            f"leaf {leaf.name} has a low-rank term, which no quantised folder can hold: leave "
+            "quantized out, or keep base and adapter"
+        )
+    return leaf
 
 
 def _plain(value: Any) -> Any:
