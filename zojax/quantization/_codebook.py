@@ -72,8 +72,7 @@ def _best_of_histogram(channel) -> jax.Array:
         start = start_of[end]
         return start, start
 
-    first, cuts = lax.scan(step_back, _BINS, starts, reverse=True)
-    del first
+    _, cuts = lax.scan(step_back, _BINS, starts, reverse=True)
     cuts = jnp.concatenate([jnp.zeros(1, cuts.dtype), cuts, jnp.full(1, _BINS, cuts.dtype)])
     m, s = jnp.diff(mass[cuts]), jnp.diff(moment[cuts])
     # a run without mass gets the middle of its bins

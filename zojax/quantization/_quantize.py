@@ -14,15 +14,14 @@ from zojax.quantization._formats import find_format
 from zojax.quantization._packing import pack
 from zojax.quantization._quantized import Quantized
 from zojax.virtual import Entries, VirtualArray, is_virtual
-
-_HEADS = {"head", "lm_head", "classifier"}
+from zojax.virtual._paths import is_head, path_name
 
 
 def is_weight(path: str) -> bool:
     """Whether a path is of a weight matrix, and of no embedding, output layer or norm."""
     parts = path.lower().split("/")
     other = any("embed" in part or "norm" in part for part in parts)
-    return not other and _HEADS.isdisjoint(parts) and parts[-1] not in ("scale", "bias")
+    return not other and not is_head(path) and parts[-1] not in ("scale", "bias")
 
 
 def quantize(
@@ -90,7 +89,7 @@ def quantize(
     importance = _like(structure, weights, len(paths))
     new, found = [], False
     for (path, leaf), index, weight in zip(paths, positions, importance, strict=True):
-        name = _name(path)
+        name = path_name(path)
         is_picked = where(name) if where else is_weight(name) and _is_matrix(leaf)
         if not is_picked or is_virtual(leaf):
             new.append(leaf)
@@ -105,7 +104,7 @@ def quantize(
     if not found:
         raise ValueError(
             "no leaf is quantised; the leaves are "
-            f"{', '.join(_name(path) for path, _ in paths[:8])}: pass where="
+            f"{', '.join(path_name(path) for path, _ in paths[:8])}: pass where="
         )
     return jax.tree.unflatten(structure, new)
 
@@ -198,7 +197,3 @@ def _is_matrix(leaf: Any) -> bool:
 
 def _like(structure, tree: Any, count: int) -> list:
     return [None] * count if tree is None else structure.flatten_up_to(tree)
-
-
-def _name(path) -> str:
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

@@ -143,13 +143,13 @@ class Quantized:
         if order is not None:  # cut the codes, except within groups
             left = []
             for i, at in enumerate(order):
-                cut, whole = (starts[i], sizes[i], strides[i]), (0, self.shape[i], 1)
-                # a dynamic start of the whole axis can only be zero
-                if at == self._at or sizes[i] == self.shape[i]:
-                    left.append((0, *cut[1:]) if sizes[i] == self.shape[i] else cut)
-                    continue
-                found = found._mapped(partial(_cut, cut=cut, axis=at))
-                left.append((0, sizes[i], whole[2]))
+                cut = (starts[i], sizes[i], strides[i])
+                if sizes[i] == self.shape[i]:  # a dynamic start of all of it can only be zero
+                    cut = (0, *cut[1:])
+                elif at != self._at:
+                    found = found._mapped(partial(_cut, cut=cut, axis=at))
+                    cut = (0, sizes[i], 1)
+                left.append(cut)
             starts, sizes, strides = zip(*left, strict=True)
         if not all(isinstance(s, int) for s in starts):
             return None

@@ -26,7 +26,7 @@ from zojax.trainables._select import (
 )
 from zojax.trainables._sensitive import SensitiveFrozen, magnitude, n_m, random, sensitive
 from zojax.trainables._split import Split, size
-from zojax.trainables._tree import path_name
+from zojax.virtual._paths import path_name
 
 __all__ = [
     "ComposedFrozen",

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from zojax.trainables._sensitive import SensitiveFrozen, _merge
 from zojax.trainables._split import Split
-from zojax.trainables._tree import path_name
 from zojax.virtual import is_virtual
+from zojax.virtual._paths import path_name
 
 
 def abstract_sensitive(

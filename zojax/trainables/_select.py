@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from zojax.trainables._split import Split
 from zojax.trainables._tree import as_dense, flatten, is_floating
 from zojax.virtual import materialize
+from zojax.virtual._paths import is_head
 
 
 def full(params: Any) -> Split:
@@ -105,8 +106,3 @@ def is_bias_or_norm(path: str) -> bool:
     """Whether a path is of a bias or of a normalisation's parameter."""
     parts = path.lower().split("/")
     return parts[-1] == "bias" or any("norm" in part for part in parts)
-
-
-def is_head(path: str) -> bool:
-    """Whether a path is of the output layer."""
-    return not {"head", "lm_head", "classifier"}.isdisjoint(path.lower().split("/"))

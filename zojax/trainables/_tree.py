@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from zojax.virtual import VirtualArray, is_virtual
+from zojax.virtual._paths import path_name
 
 
 class Flat(NamedTuple):
@@ -37,11 +38,6 @@ def flatten(params: Any) -> Flat:
     paths, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_virtual)
     names, keys = ([f(path) for path, _ in paths] for f in (path_name, jax.tree_util.keystr))
     return Flat(names, keys, [leaf for _, leaf in paths], structure)
-
-
-def path_name(path) -> str:
-    """ "a/b/0" for a jax key path."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def as_virtual(leaf: Any, key: str) -> VirtualArray:
