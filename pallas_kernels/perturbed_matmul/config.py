@@ -1,0 +1,127 @@
+"""Block sizes and the rule that chooses an implementation."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from pallas_kernels import _autotune
+
+_OPERATION = "perturbed_matmul"
+# of a core's vector memory, 64 MiB on the smallest supported TPU
+_MOST_BYTES = 24 * 2**20
+_WIDTH = 128
+
+
+class TpuBlocks(NamedTuple):
+    """Sizes of the TPU kernel's tiles.
+
+    Attributes:
+        m: rows of x of one query.
+        k: along the sum.
+        n: columns of the result.
+        p: directions whose sums are held at once, so that a tile of w is read once for all.
+    """
+
+    m: int
+    k: int
+    n: int
+    p: int
+
+
+def select(
+    *,
+    rows: int,
+    k: int,
+    n: int,
+    dtype,
+    distribution: str = "rademacher",
+    device_kind: str | None = None,
+) -> _autotune.Choice:
+    """Which implementation `perturbed_matmul` takes by itself, and why.
+
+    The one that was fastest for the nearest problem in the table of measured times of this kind of
+    device (`python -m tests.benchmarks.kernels --tune` writes it); "xla" where there is no table,
+    where the rows are more than twice or less than half of any in it, and on CPU.
+
+    Args:
+        rows: M, of one query.
+        k: rows of the weight.
+        n: columns of the weight.
+        dtype: of x and w.
+        distribution: of the noise.
+        device_kind: as `jax.Device.device_kind`; by default of the device that is compiled for.
+
+    Returns:
+        (implementation, reason, config).
+
+    Raises:
+        ValueError: if a table is there that cannot be read.
+    """
+    device = _autotune.device_kind() if device_kind is None else device_kind
+    return _autotune.choose(
+        _OPERATION, rows=rows, k=k, n=n, dtype=jnp.dtype(dtype).name, kind=distribution,
+        device=device,
+    )  # fmt: skip
+
+
+def tpu_blocks(
+    directions: int, queries: int, rows: int, k: int, n: int, item: int, out_item: int
+) -> TpuBlocks:
+    """Block sizes by a heuristic: as large as fits, and dividing the axes where they can.
+
+    Args:
+        directions: P.
+        queries: S.
+        rows: M.
+        k: rows of the weight.
+        n: columns of the weight.
+        item: bytes of a number of x and w.
+        out_item: bytes of a number of the result.
+    """
+    blocks = TpuBlocks(rows if rows <= 256 else 256, _divisor(k, 512), _divisor(n, 512), directions)
+    while vmem_bytes(blocks, queries, item, out_item) > _MOST_BYTES:
+        smaller = _smaller(blocks, directions)
+        if smaller == blocks:
+            break
+        blocks = smaller
+    return blocks
+
+
+def tpu_candidates(
+    directions: int, queries: int, rows: int, k: int, n: int, item: int, out_item: int
+) -> list[TpuBlocks]:
+    """What the autotuner tries: the heuristic's choice first; arguments as for `tpu_blocks`."""
+    found = [tpu_blocks(directions, queries, rows, k, n, item, out_item)]
+    for block_k in (256, 512, 1024):
+        for block_n in (256, 512, 1024):
+            tried = found[0]._replace(k=_divisor(k, block_k), n=_divisor(n, block_n))
+            if vmem_bytes(tried, queries, item, out_item) <= _MOST_BYTES and tried not in found:
+                found.append(tried)
+    return found
+
+
+def vmem_bytes(blocks: TpuBlocks, queries: int, item: int, out_item: int) -> int:
+    """Estimate of the vector memory of the kernel: what is fetched twice, the rest once."""
+    m, k, n, p = blocks
+    fetched = queries * m * k * item + k * n * item + p * queries * m * n * out_item
+    # noise, weight and sum in float32, and a product
+    return 2 * fetched + p * queries * m * n * 4 + 4 * k * n * 4 + m * n * 4
+
+
+def _divisor(size: int, most: int) -> int:
+    """The largest multiple of 128 up to `most` that divides a size; `most` if there is none."""
+    if size <= most:
+        return size
+    fits = [b for b in range(_WIDTH, most + 1, _WIDTH) if size % b == 0]
+    # a small divisor costs more than a masked edge
+    return fits[-1] if fits and fits[-1] * 2 >= most else most
+
+
+def _smaller(blocks: TpuBlocks, directions: int) -> TpuBlocks:
+    if blocks.p > 1:
+        return blocks._replace(p=max(d for d in range(1, blocks.p) if directions % d == 0))
+    if blocks.n > 2 * _WIDTH:
+        return blocks._replace(n=2 * _WIDTH)
+    if blocks.m > _WIDTH:
+        return blocks._replace(m=_WIDTH)
+    return blocks
