@@ -9,7 +9,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from pallas_kernels._tile import Distribution, address_of, check_distribution, check_words
-from pallas_kernels.perturbed_matmul.config import TpuBlocks, select
+from pallas_kernels.perturbed_matmul.config import GpuBlocks, TpuBlocks, select
 from pallas_kernels.perturbed_matmul.reference import perturbed_matmul_reference
 
 IMPLEMENTATIONS = ("xla", "tpu", "gpu")
@@ -103,11 +103,10 @@ def _implementation(name: str, static: dict[str, Any], config, interpret):
         blocks = TpuBlocks(**config) if isinstance(config, dict) else config
         return partial(perturbed_matmul_tpu, **static, config=blocks, interpret=interpret)
     if name == "gpu":
-        from pallas_kernels.perturbed_matmul.gpu import (  # pyright: ignore[reportMissingImports]
-            perturbed_matmul_gpu,
-        )
+        from pallas_kernels.perturbed_matmul.gpu import perturbed_matmul_gpu
 
-        return partial(perturbed_matmul_gpu, **static, config=config, interpret=interpret)
+        blocks = GpuBlocks(**config) if isinstance(config, dict) else config
+        return partial(perturbed_matmul_gpu, **static, config=blocks, interpret=interpret)
     raise ValueError(
         f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, found {name!r}"
     )

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels import _autotune
@@ -10,6 +11,14 @@ _OPERATION = "perturbed_matmul"
 # of a core's vector memory, 64 MiB on the smallest supported TPU
 _MOST_BYTES = 24 * 2**20
 _WIDTH = 128
+# a row of bfloat16 in a GPU's shared memory is 128 bytes, and so deep is a step of a sum
+GPU_DEPTH = 64
+# of a block on Hopper: bytes of shared memory less what barriers take, and columns of 64 sums
+_SHARED = 232448 - 1024
+_SUMS = 256
+_MULTIPROCESSORS = 132
+# fewer steps of a sum than this do not pay for another part
+_LEAST_STEPS = 8
 
 
 class TpuBlocks(NamedTuple):
@@ -58,10 +67,15 @@ def select(
         ValueError: if a table is there that cannot be read.
     """
     device = _autotune.device_kind() if device_kind is None else device_kind
-    return _autotune.choose(
+    choice = _autotune.choose(
         _OPERATION, rows=rows, k=k, n=n, dtype=jnp.dtype(dtype).name, kind=distribution,
         device=device,
     )  # fmt: skip
+    # what was measured was near this problem, but may have been one that the kernel can do
+    problem = gpu_problem((k, n), dtype, distribution) or gpu_problem((n, k), dtype, distribution)
+    if choice.implementation == "gpu" and problem:
+        return _autotune.Choice("xla", problem)
+    return choice
 
 
 def tpu_blocks(
@@ -106,6 +120,110 @@ def vmem_bytes(blocks: TpuBlocks, queries: int, item: int, out_item: int) -> int
     fetched = queries * m * k * item + k * n * item + p * queries * m * n * out_item
     # noise, weight and sum in float32, and a product
     return 2 * fetched + p * queries * m * n * 4 + 4 * k * n * 4 + m * n * 4
+
+
+class GpuBlocks(NamedTuple):
+    """Sizes of the Hopper kernel's tiles.
+
+    Attributes:
+        m: rows of x of one query, a multiple of 8; above 64, of 32.
+        n: columns of the result, 64 for each of one or two warpgroups.
+        queries: most that share a tile of noise; so many as divide S do. `queries * m` is at most
+            256, as the sums are held in registers.
+        stages: tiles that are fetched ahead.
+        splits: parts of the sum.
+    """
+
+    m: int
+    n: int
+    queries: int
+    stages: int
+    splits: int
+
+
+def gpu_blocks(directions: int, queries: int, rows: int, k: int, n: int) -> GpuBlocks:
+    """Block sizes by a heuristic: least noise made, then enough blocks for all multiprocessors.
+
+    Args:
+        directions: P.
+        queries: S.
+        rows: M.
+        k: length of the sum.
+        n: columns of the result.
+    """
+    fits = [(_gpu_rows(rows, q), q) for q in range(1, 9) if queries % q == 0]
+    m, q = min(fits, key=lambda f: (-(-rows // f[0]) * queries // f[1], f[1]))
+    width = 64 if n <= 64 else 128
+    blocks = directions * (queries // q) * -(-rows // m) * -(-n // width)
+    steps = -(-k // GPU_DEPTH)
+    splits = max(1, min(_MULTIPROCESSORS // blocks, steps // _LEAST_STEPS))
+    stages = 2
+    while stages < 4 and gpu_shared_bytes(GpuBlocks(m, width, q, stages + 1, splits)) <= _SHARED:
+        stages += 1
+    return GpuBlocks(m, width, q, stages, splits)
+
+
+def gpu_candidates(directions: int, queries: int, rows: int, k: int, n: int) -> list[GpuBlocks]:
+    """What the autotuner tries: the heuristic's choice first; arguments as for `gpu_blocks`."""
+    first = gpu_blocks(directions, queries, rows, k, n)
+    found = [first]
+    for width in (64, 128):
+        for splits in sorted({1, first.splits, 2 * first.splits}):
+            for stages in (first.stages, 2):
+                tried = first._replace(n=width, splits=splits, stages=stages)
+                if tried not in found and gpu_shared_bytes(tried) <= _SHARED:
+                    found.append(tried)
+    return found
+
+
+def gpu_shared_bytes(blocks: GpuBlocks) -> int:
+    """Shared memory of a block: what is fetched ahead, and what is on its way out, in float32."""
+    m, n, queries, stages, _ = blocks
+    stage = 2 * GPU_DEPTH * (queries * m + n) + 8 * GPU_DEPTH
+    return stages * stage + 4 * n * min(m, 64)
+
+
+def gpu_problem(shape: tuple[int, ...], dtype, distribution: str) -> str:
+    """Why the Hopper kernel cannot do a problem; empty if it can.
+
+    Args:
+        shape: of w as it is stored.
+        dtype: of x and w.
+        distribution: of the noise.
+    """
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f"the gpu kernel multiplies bfloat16, found {jnp.dtype(dtype).name}"
+    if shape[0] % 8 or shape[1] % GPU_DEPTH:
+        return f"the gpu kernel needs w of multiples of (8, {GPU_DEPTH}), found {tuple(shape)}"
+    if distribution == "gaussian" and jax.__version_info__ < (0, 12):
+        return f"the gpu kernel makes gaussian noise since jax 0.12, found {jax.__version__}"
+    return ""
+
+
+def gpu_fitted(blocks: GpuBlocks, queries: int) -> GpuBlocks:
+    """The same for S queries, as many together as divide S.
+
+    Raises:
+        ValueError: if the sizes are not as `GpuBlocks` says.
+    """
+    m, n, most, stages, splits = blocks
+    if (
+        m < 8 or m % (8 if m <= 64 else 32) or n not in (64, 128) or most < 1
+        or most * m > _SUMS or stages < 2 or splits < 1 or gpu_shared_bytes(blocks) > _SHARED
+    ):  # fmt: skip
+        raise ValueError(
+            f"found {blocks}; needed are m a multiple of 8 (above 64, of 32), n of 64 or 128, "
+            f"queries * m of at most {_SUMS}, stages of at least 2 that fit in {_SHARED} bytes, "
+            "and splits of at least 1"
+        )
+    return blocks._replace(queries=max(q for q in range(1, most + 1) if queries % q == 0))
+
+
+def _gpu_rows(rows: int, queries: int) -> int:
+    """Rows of a tile: as few tiles as fit in registers, of about one size."""
+    tiles = -(-rows // (_SUMS // queries // 32 * 32))
+    each = -(-rows // tiles)
+    return -(-each // 8) * 8 if each <= 64 else -(-each // 32) * 32
 
 
 def _divisor(size: int, most: int) -> int:
