@@ -66,6 +66,16 @@ def numbers(
     return DISTRIBUTIONS[distribution](noise.bits_of_words(key0, key1, rows, cols))
 
 
+def scaled(bits: jax.Array, coefficient: jax.Array, distribution: str) -> jax.Array:
+    """`coefficient * DISTRIBUTIONS[distribution](bits)`, with fewer instructions for signs."""
+    if distribution != "rademacher":
+        return coefficient * DISTRIBUTIONS[distribution](bits)
+    sign = bits & jnp.uint32(2**31)
+    return lax.bitcast_convert_type(
+        lax.bitcast_convert_type(coefficient, jnp.uint32) ^ sign, jnp.float32
+    )
+
+
 def inside(start: jax.Array, size: int, shape: tuple[int, ...], axis: int) -> jax.Array:
     """Which elements of a tile that starts at `start` are below `size` along an axis."""
     return start + lax.broadcasted_iota(jnp.int32, shape, axis) < size

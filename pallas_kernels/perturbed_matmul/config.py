@@ -92,7 +92,7 @@ def tpu_blocks(
         item: bytes of a number of x and w.
         out_item: bytes of a number of the result.
     """
-    blocks = TpuBlocks(rows if rows <= 256 else 256, _divisor(k, 512), _divisor(n, 512), directions)
+    blocks = TpuBlocks(min(rows, 256), _divisor(k, 512), min(n, 1024), directions)
     while vmem_bytes(blocks, queries, item, out_item) > _MOST_BYTES:
         smaller = _smaller(blocks, directions)
         if smaller == blocks:
@@ -108,7 +108,7 @@ def tpu_candidates(
     found = [tpu_blocks(directions, queries, rows, k, n, item, out_item)]
     for block_k in (256, 512, 1024):
         for block_n in (256, 512, 1024):
-            tried = found[0]._replace(k=_divisor(k, block_k), n=_divisor(n, block_n))
+            tried = found[0]._replace(k=_divisor(k, block_k), n=min(n, block_n))
             if vmem_bytes(tried, queries, item, out_item) <= _MOST_BYTES and tried not in found:
                 found.append(tried)
     return found
@@ -118,7 +118,7 @@ def vmem_bytes(blocks: TpuBlocks, queries: int, item: int, out_item: int) -> int
     """Estimate of the vector memory of the kernel: what is fetched twice, the rest once."""
     m, k, n, p = blocks
     fetched = queries * m * k * item + k * n * item + p * queries * m * n * out_item
-    # noise, weight and sum in float32, and a product
+    # bits, weight, perturbed weight and product
     return 2 * fetched + p * queries * m * n * 4 + 4 * k * n * 4 + m * n * 4
 
 
@@ -238,8 +238,8 @@ def _divisor(size: int, most: int) -> int:
 def _smaller(blocks: TpuBlocks, directions: int) -> TpuBlocks:
     if blocks.p > 1:
         return blocks._replace(p=max(d for d in range(1, blocks.p) if directions % d == 0))
-    if blocks.n > 2 * _WIDTH:
-        return blocks._replace(n=2 * _WIDTH)
+    if blocks.n > 4 * _WIDTH:
+        return blocks._replace(n=4 * _WIDTH)
     if blocks.m > _WIDTH:
         return blocks._replace(m=_WIDTH)
     return blocks
