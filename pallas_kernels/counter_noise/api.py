@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.counter_noise.kernel import counter_noise_tiles
-from pallas_kernels.counter_noise.reference import Distribution
+from pallas_kernels._tile import Distribution, address_of, check_distribution, check_words
+from pallas_kernels.counter_noise.tpu import counter_noise_tpu
 
 
 def counter_noise(
@@ -24,7 +24,7 @@ def counter_noise(
         shape: static (rows, columns), of any size.
         row: uint32 address of the first row.
         col: uint32 address of the first column.
-        distribution: "rademacher" or "gaussian".
+        distribution: "rademacher", "nibble_sum" or "gaussian".
         block: static tile; on a TPU multiples of (8, 128), or at least the whole axis.
         interpret: run in Pallas' interpreter; by default wherever the backend is not a TPU. The
             kernel lowers for TPU; GPUs have the reference, which XLA fuses into its consumer.
@@ -33,21 +33,15 @@ def counter_noise(
         float32 array of that shape.
 
     Raises:
-        ValueError: if a size is below 1 or the distribution is unknown.
+        ValueError: if a size is below 1, or the distribution is unknown.
         TypeError: if `key_words` is not uint32[2].
     """
-    if key_words.shape != (2,) or key_words.dtype != jnp.uint32:
-        raise TypeError(
-            f"key_words must be uint32[2], found {key_words.dtype}{list(key_words.shape)}; "
-            "zojax.noise.words(key) gives them"
-        )
+    check_words("key_words", key_words, (2,))
+    check_distribution(distribution)
     if min(*shape, *block) < 1 or len(shape) != 2 or len(block) != 2:
         raise ValueError(f"shape and block must be two positive sizes, found {shape} and {block}")
-    if distribution not in ("rademacher", "gaussian"):
-        raise ValueError(f"distribution must be rademacher or gaussian, found {distribution!r}")
     if interpret is None:
         interpret = jax.default_backend() != "tpu"
-    origin = jnp.stack([jnp.asarray(x).astype(jnp.uint32) for x in (row, col)])
     block = (min(block[0], shape[0]), min(block[1], shape[1]))
-    address = jnp.concatenate([key_words, origin])
-    return counter_noise_tiles(address, (shape[0], shape[1]), distribution, block, interpret)
+    address = jnp.concatenate([key_words, address_of(row, col)])
+    return counter_noise_tpu(address, (shape[0], shape[1]), distribution, block, interpret)

@@ -1,13 +1,8 @@
 """The same numbers in plain JAX."""
 
-from typing import Literal
-
 import jax
-import jax.numpy as jnp
 
-from zojax import noise
-
-Distribution = Literal["rademacher", "gaussian"]
+from pallas_kernels._tile import Distribution, address_of, numbers
 
 
 def counter_noise_reference(
@@ -19,7 +14,5 @@ def counter_noise_reference(
     distribution: Distribution,
 ) -> jax.Array:
     """Noise of the rectangle that starts at (row, col); arguments as for `counter_noise`."""
-    rows = jnp.asarray(row).astype(jnp.uint32) + jnp.arange(shape[0], dtype=jnp.uint32)
-    cols = jnp.asarray(col).astype(jnp.uint32) + jnp.arange(shape[1], dtype=jnp.uint32)
-    bits = noise.bits(key_words, rows[:, None], cols[None])
-    return {"rademacher": noise.rademacher, "gaussian": noise.gaussian}[distribution](bits)
+    address = address_of(row, col)
+    return numbers(key_words[0], key_words[1], address[0], address[1], shape, distribution)

@@ -4,14 +4,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.counter_noise.reference import Distribution
-from zojax import noise
-
-_DISTRIBUTIONS = {"rademacher": noise.rademacher, "gaussian": noise.gaussian}
+from pallas_kernels._tile import Distribution, numbers
 
 
 def _fill(address_ref, out_ref, *, distribution: Distribution):
@@ -19,14 +15,11 @@ def _fill(address_ref, out_ref, *, distribution: Distribution):
     height, width = out_ref.shape
     row = (pl.program_id(0) * height).astype(jnp.uint32) + address_ref[2]
     col = (pl.program_id(1) * width).astype(jnp.uint32) + address_ref[3]
-    # a column of rows: their keys are made once for each row of the tile, not for each element
-    rows = row + lax.broadcasted_iota(jnp.uint32, (height, 1), 0)
-    cols = col + lax.broadcasted_iota(jnp.uint32, (1, width), 1)
-    bits = noise.bits_of_words(address_ref[0], address_ref[1], rows, cols)
-    out_ref[...] = _DISTRIBUTIONS[distribution](bits)
+    shape = (height, width)
+    out_ref[...] = numbers(address_ref[0], address_ref[1], row, col, shape, distribution)
 
 
-def counter_noise_tiles(
+def counter_noise_tpu(
     address: jax.Array,
     shape: tuple[int, int],
     distribution: Distribution,
