@@ -22,14 +22,16 @@ class Packing(NamedTuple):
     Attributes:
         method: "gptq" or "awq".
         group_size: rows that share a scale; -1 for all.
-        zero_shift: what is added to a stored zero.
+        zero_shift: what is added to every stored zero of a word, with carries between them.
         symmetric: whether every zero is 8.
+        by_activation: whether the rows of a group are those that ``g_idx`` says.
     """
 
     method: str
     group_size: int
     zero_shift: int
     symmetric: bool
+    by_activation: bool
 
 
 def parse_packing(about: Mapping[str, Any], file: Path) -> Packing:
@@ -62,12 +64,13 @@ def parse_packing(about: Mapping[str, Any], file: Path) -> Packing:
         version = str(about.get("version", "gemm")).lower()
         if version != "gemm":
             raise refuse(f"version={version!r}")
-        return Packing(method, group_size, 0, False)
+        return Packing(method, group_size, 0, False, False)
     layout = about.get("checkpoint_format") or about.get("format") or "gptq"
     if layout not in ("gptq", "gptq_v2") or about.get("is_marlin_format"):
         raise refuse(f"checkpoint_format={layout!r}")
-    shift = 0 if layout == "gptq_v2" else 1
-    return Packing(method, group_size, shift, bool(about.get("sym", False)))
+    shift = 0 if layout == "gptq_v2" else 0x11111111
+    flags = (bool(about.get(name, False)) for name in ("sym", "desc_act"))
+    return Packing(method, group_size, shift, *flags)
 
 
 def expected_tensors(
@@ -95,8 +98,10 @@ def expected_tensors(
 def read_packed(stem: str, stored: Mapping[str, Tensor], packing: Packing, dtype: Any) -> Quantized:
     """One matrix, its arrays on the host.
 
-    GPTQ: ``w[k, n] = (q[k, n] - zero[g(k), n] - 1) * scale[g(k), n]``, the 1 not in gptq_v2; AWQ
-    without it. Both have [in, out], as we do.
+    ``w[k, n] = (q[k, n] - zero[g(k), n]) * scale[g(k), n]``, [in, out] as we have it. A word of
+    codes holds eight rows in GPTQ and eight columns, in an order of its own, in AWQ; a word of
+    zeros eight columns in both. The zeros of gptq, not of gptq_v2, are stored less one, taken from
+    all eight of a word at once, so that a zero of 0 borrows from the next.
 
     Args:
         stem: Name without ``.qweight``.
@@ -110,15 +115,16 @@ def read_packed(stem: str, stored: Mapping[str, Tensor], packing: Packing, dtype
     qweight, qzeros, scales = (
         stored[f"{stem}.{name}"].read() for name in ("qweight", "qzeros", "scales")
     )
-    zeros = _nibbles(qzeros)
     if packing.method == "gptq":
         rows = qweight.shape[0] * 8
         codes = _nibbles(qweight.T).T
-        _check_order(stem, stored, rows, rows // scales.shape[0])
+        _check_order(stem, stored, rows, rows // scales.shape[0], packing.by_activation)
         # symmetric files of some writers say gptq and mean gptq_v2
-        is_plain = packing.symmetric and bool((zeros == 8).all())
-        zeros = zeros + (0 if is_plain else packing.zero_shift)
+        is_plain = packing.symmetric and bool((_nibbles(qzeros) == 8).all())
+        shift = np.uint32(0 if is_plain else packing.zero_shift)
+        zeros = _nibbles((qzeros.view(np.uint32) + shift).view(np.int32))
     else:
+        zeros = _nibbles(qzeros)
         place = np.argsort(_AWQ_ORDER)
         codes, zeros = (
             x.reshape(len(x), -1, 8)[..., place].reshape(len(x), -1)
@@ -130,14 +136,36 @@ def read_packed(stem: str, stored: Mapping[str, Tensor], packing: Packing, dtype
     return Quantized(codes_, scales_, zeros_, None, "int4", codes.shape[0], -2, jnp.dtype(dtype))
 
 
+def packed_shapes(
+    stem: str, stored: Mapping[str, Tensor], packing: Packing, dtype: Any
+) -> Quantized:
+    """The shapes of what `read_packed` gives, from the headers alone."""
+    scales = stored[f"{stem}.scales"].struct()
+    shape = stored[f"{stem}.qweight"].shape
+    rows = shape[0] * 8 if packing.method == "gptq" else shape[0]
+    codes = jax.ShapeDtypeStruct((rows // 2, scales.shape[1]), jnp.uint8)
+    zeros = jax.ShapeDtypeStruct(scales.shape, jnp.int8)
+    kind = scales.dtype if dtype is None else jnp.dtype(dtype)
+    codes_, scales_, zeros_ = (cast(jax.Array, x) for x in (codes, scales, zeros))
+    return Quantized(codes_, scales_, zeros_, None, "int4", rows, -2, kind)
+
+
 def _nibbles(words: np.ndarray) -> np.ndarray:
     """int32[a, b] to its eight nibbles, lowest first: int32[a, 8 b]."""
     shifts = np.arange(0, 32, 4, dtype=np.int32)
     return ((words[..., None] >> shifts) & 15).reshape(words.shape[0], -1)
 
 
-def _check_order(stem: str, stored: Mapping[str, Tensor], rows: int, size: int) -> None:
+def _check_order(
+    stem: str, stored: Mapping[str, Tensor], rows: int, size: int, by_activation: bool
+) -> None:
     tensor = stored.get(f"{stem}.g_idx")
+    if tensor is None and by_activation:
+        file = stored[f"{stem}.qweight"].file
+        raise ValueError(
+            f"{file}: desc_act is true and there is no {stem}.g_idx, which says the group of each "
+            "row; without it the folder cannot be read."
+        )
     if tensor is None:
         return
     order = tensor.read()
