@@ -1,12 +1,17 @@
 """`zojax plan`: what a run needs, told from a config alone."""
 
 import json
+from typing import get_args
 
 import jax
 import pytest
+from flax import nnx
 
-from zojax import models, planning
-from zojax.cli import main
+from zojax import models, planning, trainables
+from zojax.cli import Plan, main, method
+from zojax.cli import plan as cli_plan
+from zojax.cli.config import Method
+from zojax.models._tensors import Tensor
 
 CONFIG = {
     "model_type": "llama",
@@ -55,10 +60,8 @@ def test_a_config_is_enough(folder, capsys, tmp_path):
         "--draw", str(picture),
     )  # fmt: skip
     assert found["parameters"] == PARAMETERS
-    # a hundredth of each of the stacked matrices, of embedding and head; the two stacks of norms
-    # count as matrices too, with an entry each
-    k = 2 * 4 * round(0.01 * 32 * 32) + 2 * 3 * round(0.01 * 32 * 64) + 2 * round(0.01 * 256 * 32)
-    k += 2
+    # a hundredth of each of the layers' matrices; of embedding, head and norms nothing
+    k = 2 * 4 * round(0.01 * 32 * 32) + 2 * 3 * round(0.01 * 32 * 64)
     assert found["trainable_parameters"] == k
     # dense weights in two bytes, positions in four
     assert found["weights_gib"] == round((2 * PARAMETERS + 4 * k) / 2**30, 4)
@@ -79,6 +82,46 @@ def test_a_quantised_base_is_counted_as_it_is_stored_and_options_meet_no_vocabul
     assert found["flops"] == 2 * forward_flops(positions=2)
 
 
+@pytest.mark.parametrize("name", get_args(Method))
+def test_every_method_of_finetune_has_a_plan(name, folder):
+    base = {"scales": "int8", "codebook": "codebook"}.get(name, "none")
+    config = Plan(folder, method=name, density=0.01, n_of_m=(1, 8), base=base, group_size=16)
+    _, _, params = models.abstract_params(folder)
+    split = method.abstract_split(config, cli_plan._stored(config, params))
+    entries = 2 * 4 * round(0.01 * 32 * 32) + 2 * 3 * round(0.01 * 32 * 64)
+    assert (
+        trainables.size(split.trainable)
+        == {
+            "full": PARAMETERS,
+            "sensitive": entries,
+            "random": entries,
+            "magnitude": entries,
+            "n-m": MATRICES // 8,
+            "bias-and-norm": 5 * 32 + 256 * 32,  # and the head
+            "head": 256 * 32,
+            "lora": 2 * 4 * 8 * (32 + 32),
+            "scales": MATRICES // 16,
+            "codebook": 16 * 2 * (4 * 32 + 2 * 64 + 32),
+        }[name]
+    )
+
+
+def test_a_quantised_folder_is_planned_from_its_headers(folder, capsys, tmp_path):
+    model = models.Decoder(models.read_config(folder), rngs=nnx.Rngs(0))
+    models.save(model, tmp_path / "dense")
+    shape, _, small = models.load_params(tmp_path / "dense", format="int8", group_size=16)
+    models.save_params(shape, small, tmp_path / "int8")
+    model = ("--model", str(tmp_path / "int8"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "read", None)
+        found = plan(capsys, *model, "--method", "sensitive", "--objective", "options")
+        told = error(capsys, *model, "--method", "lora", "--base", "int8")
+    stored = sum(x.nbytes for x in jax.tree.leaves(small))
+    assert found["weights_gib"] == round((stored + 4 * found["trainable_parameters"]) / 2**30, 4)
+    assert found["parameters"] == PARAMETERS
+    assert "is quantised already" in told
+
+
 def test_an_encoder_gets_a_head(tmp_path, capsys):
     content = CONFIG | {"model_type": "bert", "num_hidden_layers": 1, "dtype": "float32"}
     (tmp_path / "config.json").write_text(json.dumps(content))
@@ -97,7 +140,14 @@ def test_bad_input_says_what_to_do(folder, capsys, tmp_path, monkeypatch):
     assert "density must be in (0, 1], found 2" in error(
         capsys, *model, "--method", "sensitive", "--density", "2", "--draw", str(picture)
     )
-    assert "cannot hold: use sensitive" in error(capsys, *model, "--base", "nf4")
+    assert "none can be quantised" in error(capsys, *model, "--base", "nf4")
+    assert "needs a quantised model" in error(capsys, *model, "--method", "scales")
+    assert "no leaf has a codebook" in error(
+        capsys, *model, "--method", "codebook", "--base", "int4", "--group-size", "16"
+    )
+    assert "n of every m needs 1 <= n <= m" in error(
+        capsys, *model, "--method", "n-m", "--n-of-m", "5", "4"
+    )
     assert "no multiple of group_size 48" in error(
         capsys, *model, "--method", "lora", "--base", "int4", "--group-size", "48"
     )

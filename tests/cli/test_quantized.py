@@ -10,9 +10,10 @@ import pytest
 
 import zojax
 from tests.cli.conftest import finetune_args, last_json
-from zojax import models, tasks, training
+from zojax import models, tasks, trainables, training
 from zojax.cli import Export, Finetune, TaskConfig, build, finetune, main, method
 from zojax.cli.export import export
+from zojax.quantization import is_weight
 from zojax.virtual import is_virtual, materialize
 
 SMALL = ["--group-size", "8"]
@@ -89,6 +90,8 @@ def test_moving_entries_are_exact_and_do_not_count_for_the_scales(name, decoder,
     dense = models.functional(models.load(decoder))[1]
     plain = method.split_of(config, loaded._replace(params=dense), splits)
     _assert_same(split.trainable, plain.trainable)
+    moving = jax.tree_util.tree_flatten_with_path(split.trainable)[0]
+    assert len(moving) == 7 and all(is_weight(trainables.path_name(path)) for path, _ in moving)
     _assert_same(split.frozen, zojax.quantize(plain.frozen, "nf4", group_size=8))
     merged = materialize(split.merge(split.trainable, split.frozen))
     up, index = (x["layers"]["mlp"]["up"]["kernel"] for x in (merged, split.frozen.index))
@@ -181,9 +184,11 @@ def _check_exports(model, run, tmp_path, capsys):
     dense = models.functional(models.load(tmp_path / "export0"))[1]
     _, _, small = models.load_params(tmp_path / "export1")
     _assert_same(materialize(small), dense)
-    head, parts = small["head"]["kernel"], adapter.leaves["head/kernel"]
-    assert is_virtual(head)
-    np.testing.assert_array_equal(head.entries.values, parts["values"])
+    leaves = jax.tree_util.tree_flatten_with_path(small, is_leaf=is_virtual)[0]
+    moved = {trainables.path_name(path): leaf for path, leaf in leaves if is_virtual(leaf)}
+    assert is_weight(next(iter(adapter.leaves))) and moved["head/kernel"].entries is None
+    for name, parts in adapter.leaves.items():
+        np.testing.assert_array_equal(moved[name].entries.values, parts["values"])
     assert exports[True] < exports[False]
 
 

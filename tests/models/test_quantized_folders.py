@@ -12,6 +12,7 @@ import pytest
 import zojax
 import zojax.models as models
 from tests.models import tiny
+from zojax.models._tensors import Tensor
 from zojax.virtual import Entries, is_virtual, materialize
 
 
@@ -20,6 +21,18 @@ def _assert_same(first, second):
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def _assert_headers_tell(folder, found, dtype=None):
+    """The shapes of parameters, without a tensor being read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "read", None)
+        config, _, shapes = models.abstract_params(folder, dtype)
+    assert config.dtype == found["embedding"]["embedding"].dtype.name
+    assert jax.tree.structure(shapes) == jax.tree.structure(found)
+    for a, b in zip(jax.tree.leaves(shapes), jax.tree.leaves(found), strict=True):
+        assert isinstance(a, jax.ShapeDtypeStruct)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
 def _is_up(path):
@@ -84,6 +97,7 @@ def test_our_folders_are_read_back_bit_for_bit(case, format, where, tmp_path):
     again, _, found = models.load_params(tmp_path / "out")
     assert again == config
     _assert_same(found, params)
+    _assert_headers_tell(tmp_path / "out", params)
     # `load` gives the same numbers, dense
     _assert_same(models.functional(models.load(tmp_path / "out"))[1], materialize(params))
     with pytest.raises(ValueError, match=r"out is quantised already \(zojax\)"):
@@ -198,7 +212,10 @@ def test_folders_of_others_decode_to_their_formula(about, how, tmp_path):
     # and they are kept so in our own folder
     models.save_params(config, params, tmp_path / "ours")
     _assert_same(models.load_params(tmp_path / "ours")[2], params)
-    wide = models.load_params(tmp_path / "packed", jnp.float32)[2]["layers"]["mlp"]["up"]["kernel"]
+    _assert_headers_tell(tmp_path / "packed", params)
+    wide = models.load_params(tmp_path / "packed", jnp.float32)[2]
+    _assert_headers_tell(tmp_path / "packed", wide, jnp.float32)
+    wide = wide["layers"]["mlp"]["up"]["kernel"]
     stems = [f"model.layers.{i}.mlp.up_proj" for i in range(2)]
     np.testing.assert_allclose(
         wide.materialize(), np.stack([values[s] for s in stems]), rtol=1e-6, atol=0
@@ -294,6 +311,9 @@ REFUSED = {
 }  # fmt: skip
 
 
+NOT_IN_HEADERS = ("act-order", "a bias that counts")
+
+
 @pytest.mark.parametrize("reason", REFUSED)
 def test_refused(reason, tmp_path):
     make, message = REFUSED[reason]
@@ -301,6 +321,9 @@ def test_refused(reason, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         models.load_params(tmp_path / "model")
     assert str(tmp_path / "model") in str(caught.value)
+    if reason not in NOT_IN_HEADERS:
+        with pytest.raises(ValueError, match=message):
+            models.abstract_params(tmp_path / "model")
 
 
 def test_gpt2_of_others_is_refused(tmp_path):

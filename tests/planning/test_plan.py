@@ -64,11 +64,41 @@ def quantized(tree):
     return zojax.quantize(tree, "nf4", group_size=32, where=is_inner)
 
 
-CASES = {"full": full, "lora": lora, "sensitive over nf4": over_nf4}
+def n_m(params):
+    scores = jax.tree.map(jnp.abs, params) | {"embedding": None, "head": None}
+    return trainables.n_m(params, scores, 1, 24), zojax.mezo(), optax.adam(1e-3)
+
+
+def scales(params):
+    return zojax.scales(quantized(params), "exp"), zojax.qzo(1e-2), optax.adam(1e-3)
+
+
+def codebook(params):
+    # of no values: the k-means that finds them takes longer to compile than all else
+    shapes = jax.eval_shape(with_codebooks, params)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return zojax.codebook(zeros), zojax.qzo(1e-2), optax.adam(1e-3)
+
+
+def with_codebooks(tree):
+    return zojax.quantize(tree, "codebook", where=is_inner)
+
+
+CASES = {
+    "full": full,
+    "lora": lora,
+    "sensitive over nf4": over_nf4,
+    "n-m": n_m,
+    "scales": scales,
+    "codebook": codebook,
+}
 ABSTRACT = {
     "full": None,
     "lora": lambda params: zojax.lora(params, jax.random.key(0), 4, where=is_inner),
     "sensitive over nf4": trainables.abstract_sensitive(jax.eval_shape(quantized, shapes()), 0.05),
+    "n-m": trainables.abstract_n_m(shapes(), 1, 24, where=is_inner),
+    "scales": lambda params: zojax.scales(quantized(params), "exp"),
+    "codebook": lambda params: zojax.codebook(with_codebooks(params)),
 }
 
 
@@ -151,12 +181,24 @@ def test_nothing_of_the_size_of_the_model_is_allocated():
     assert len(jax.live_arrays()) <= before + 1
 
 
-def test_abstract_sensitive_is_the_shape_of_sensitive():
+def test_abstract_entries_have_the_shape_of_real_ones():
     params = initialize(0, shapes())
     scores = jax.tree.map(jnp.abs, params)
-    for density in (1e-4, 1e-2, 0.37, 1.0):
-        real = zojax.sensitive(params, scores, density)
-        abstract = trainables.abstract_sensitive(shapes(), density)
+    pairs = [
+        (zojax.sensitive(params, scores, d), trainables.abstract_sensitive(shapes(), d))
+        for d in (1e-4, 1e-2, 0.37, 1.0)
+    ]
+    # the same shapes as those of sensitive, hence the same programs
+    low = trainables.abstract_sensitive(shapes(), 0.05, where=is_inner)
+    pairs += [
+        (trainables.random(jax.random.key(0), params, 0.05, where=is_inner), low),
+        (trainables.magnitude(params, 0.05, where=is_inner), low),
+    ]
+    pairs += [
+        (trainables.n_m(params, scores, n, m), trainables.abstract_n_m(shapes(), n, m))
+        for n, m in ((1, 4), (3, 7), (6, 7), (5, 5), (2, 1000))
+    ]
+    for real, abstract in pairs:
         for mine, theirs in ((abstract.trainable, real.trainable), (abstract.frozen, real.frozen)):
             assert jax.tree.structure(mine) == jax.tree.structure(theirs)
             for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
@@ -170,6 +212,10 @@ def test_bad_splits_are_refused():
             trainables.abstract_sensitive(params, density)
     with pytest.raises(ValueError, match="nothing would be trained"):
         trainables.abstract_sensitive({"b": jax.ShapeDtypeStruct((3,), jnp.float32)})
+    with pytest.raises(ValueError, match="nothing would be trained"):
+        trainables.abstract_n_m(params, 1, 4, where=lambda path: path == "bias")
+    with pytest.raises(ValueError, match="found n=5, m=4"):
+        trainables.abstract_n_m(params, 5, 4)
 
 
 def test_targets_that_cannot_be_compiled_for(monkeypatch):

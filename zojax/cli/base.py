@@ -46,14 +46,15 @@ def load(folder: Path, dtype: str, base: Base, exclude: Any = None, observe: Any
         kind,
         base.format,
         group_size=base.group_size,
-        where=_with_embeddings if base.embeddings else None,
+        where=with_embeddings if base.embeddings else None,
         exclude=exclude,
         weights=weights,
         observe=observe,
     )
 
 
-def _with_embeddings(path: str) -> bool:
+def with_embeddings(path: str) -> bool:
+    """Whether a path of a model is of a matrix, its token embedding or its output layer."""
     return is_weight(path) or path in ("embedding/embedding", "head/kernel")
 
 

@@ -10,8 +10,6 @@ Method = Literal[
     "full", "sensitive", "random", "magnitude", "n-m", "bias-and-norm", "head", "lora", "scales",
     "codebook",
 ]  # fmt: skip
-# of those that plan knows: random and magnitude need what sensitive needs
-PlanMethod = Literal["full", "sensitive", "bias-and-norm", "head", "lora"]
 BaseFormat = Literal["none", "int8", "int4", "nf4", "codebook"]
 Dtype = Literal["stored", "float32", "bfloat16", "float16"]
 
@@ -124,8 +122,9 @@ class Finetune:
     ] = False
     density: Annotated[
         float,
-        tyro.conf.arg(help="Part of the entries, methods sensitive, random and magnitude."),
-    ] = 1e-3
+        tyro.conf.arg(help="Part of the entries of the layers' matrices, methods sensitive, random"
+                           " and magnitude."),
+    ] = 1e-3  # fmt: skip
     per: Annotated[
         Literal["tensor", "model"],
         tyro.conf.arg(help="Whether the density is that of each matrix or of all together."),
@@ -180,19 +179,25 @@ class Evaluate:
 class Plan:
     """Tell what a step of fine-tuning needs, in bytes and operations, before anything runs.
 
-    Compiles the step from shapes alone: no weights are read and nothing is allocated, so the model
+    Compiles the step from shapes alone: no weight is read and nothing is allocated, so the model
     need not fit this machine. With --target it is compiled for a GPU or TPU that is not there.
     """
 
     model: Annotated[
-        Path | None, tyro.conf.arg(help="Local Hugging Face folder; only config.json is read.")
-    ] = None
+        Path | None,
+        tyro.conf.arg(help="Local folder, dense or quantised; of its weights only the headers are"
+                           " read, if they are there."),
+    ] = None  # fmt: skip
     config: Annotated[
         str | None,
         tyro.conf.arg(help="Instead: a known model such as llama-2-7b, or path of a config.json."),
     ] = None
-    method: Annotated[PlanMethod, tyro.conf.arg(help="What moves, as for finetune.")] = "full"
-    density: Annotated[float, tyro.conf.arg(help="Part of each matrix, method sensitive.")] = 1e-3
+    method: Annotated[Method, tyro.conf.arg(help="What moves, as for finetune.")] = "full"
+    density: Annotated[
+        float,
+        tyro.conf.arg(help="Part of each matrix, methods sensitive, random and magnitude."),
+    ] = 1e-3
+    n_of_m: Annotated[tuple[int, int], tyro.conf.arg(help="Of method n-m.")] = (1, 4)
     lora_rank: Annotated[int, tyro.conf.arg(help="Rank of the adapters, method lora.")] = 8
     base: Annotated[BaseFormat, tyro.conf.arg(help="How what does not move is quantised.")] = "none"
     group_size: Annotated[int, tyro.conf.arg(help="Entries that share a scale, with --base.")] = 64

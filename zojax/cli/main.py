@@ -6,67 +6,37 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import field, make_dataclass
+from typing import Annotated, Any, Union, cast
 
 import tyro
 
 from zojax.cli.config import Demo, Evaluate, Export, Finetune, Plan, Quantize, Sensitivity
 
-_JSON = tyro.conf.arg(help="Print the result as one JSON object on the last line.")
+# command: its configuration, and the module that has a function of its name
+_COMMANDS: dict[str, tuple[type, str]] = {
+    "finetune": (Finetune, "finetune"),
+    "evaluate": (Evaluate, "finetune"),
+    "plan": (Plan, "plan"),
+    "sensitivity": (Sensitivity, "sensitivity"),
+    "quantize": (Quantize, "quantize"),
+    "export": (Export, "export"),
+    "demo": (Demo, "demo"),
+}
 
 
-@dataclass(frozen=True)
-class _FinetuneCommand(Finetune):
-    __doc__ = Finetune.__doc__
-    json: Annotated[bool, _JSON] = False
-
-
-@dataclass(frozen=True)
-class _EvaluateCommand(Evaluate):
-    __doc__ = Evaluate.__doc__
-    json: Annotated[bool, _JSON] = False
-
-
-@dataclass(frozen=True)
-class _SensitivityCommand(Sensitivity):
-    __doc__ = Sensitivity.__doc__
-    json: Annotated[bool, _JSON] = False
-
-
-@dataclass(frozen=True)
-class _QuantizeCommand(Quantize):
-    __doc__ = Quantize.__doc__
-    json: Annotated[bool, _JSON] = False
-
-
-@dataclass(frozen=True)
-class _ExportCommand(Export):
-    __doc__ = Export.__doc__
-    json: Annotated[bool, _JSON] = False
-
-
-@dataclass(frozen=True)
-class _DemoCommand(Demo):
-    __doc__ = Demo.__doc__
-    json: Annotated[bool, _JSON] = False
-
-
-@dataclass(frozen=True)
-class _PlanCommand(Plan):
-    __doc__ = Plan.__doc__
-    json: Annotated[bool, _JSON] = False
-
-
-_Command = (
-    Annotated[_FinetuneCommand, tyro.conf.subcommand("finetune")]
-    | Annotated[_EvaluateCommand, tyro.conf.subcommand("evaluate")]
-    | Annotated[_PlanCommand, tyro.conf.subcommand("plan")]
-    | Annotated[_SensitivityCommand, tyro.conf.subcommand("sensitivity")]
-    | Annotated[_QuantizeCommand, tyro.conf.subcommand("quantize")]
-    | Annotated[_ExportCommand, tyro.conf.subcommand("export")]
-    | Annotated[_DemoCommand, tyro.conf.subcommand("demo")]
-)
+def _with_json(name: str, config: type) -> Any:
+    """A configuration as a subcommand, with the flag that all share."""
+    about = tyro.conf.arg(help="Print the result as one JSON object on the last line.")
+    flag = ("json", Annotated[bool, about], field(default=False))
+    kind = make_dataclass(
+        f"{config.__name__}Command",
+        [flag],
+        bases=(config,),
+        frozen=True,
+        namespace={"__doc__": config.__doc__},
+    )
+    return Annotated[kind, tyro.conf.subcommand(name)]
 
 
 def main(args: list[str] | None = None) -> int:
@@ -78,8 +48,9 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, or 1 after an error in the input, 143 after a run was interrupted.
     """
+    kinds = tuple(_with_json(name, config) for name, (config, _) in _COMMANDS.items())
     command = tyro.cli(
-        _Command,
+        cast(Any, Union[kinds]),  # noqa: UP007 (of a tuple)
         prog="zojax",
         description="Fine-tune language models with forward passes only.",
         args=args,
@@ -103,19 +74,10 @@ def main(args: list[str] | None = None) -> int:
 
 def _function(command: Any) -> Callable[[Any], dict[str, Any]]:
     # imported here so that --help answers at once
-    module, name = next(place for kind, place in _FUNCTIONS.items() if isinstance(command, kind))
+    name, module = next(
+        (name, module) for name, (kind, module) in _COMMANDS.items() if isinstance(command, kind)
+    )
     return getattr(importlib.import_module(f"zojax.cli.{module}"), name)
-
-
-_FUNCTIONS = {
-    Finetune: ("finetune", "finetune"),
-    Evaluate: ("finetune", "evaluate"),
-    Sensitivity: ("sensitivity", "sensitivity"),
-    Quantize: ("quantize", "quantize"),
-    Export: ("export", "export"),
-    Plan: ("plan", "plan"),
-    Demo: ("demo", "demo"),
-}
 
 
 def _print_table(result: dict[str, Any]) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 import optax
 
 import zojax
-from zojax import tasks, trainables, training
+from zojax import planning, tasks, trainables, training
 from zojax.cli import base
 from zojax.cli.build import Loaded, load, template_of
-from zojax.cli.config import Finetune, Method, OptimizerConfig, TaskConfig
+from zojax.cli.config import Finetune, Method, OptimizerConfig, Plan, TaskConfig
+from zojax.quantization import is_weight
 from zojax.tasks import Splits, Template
 from zojax.trainables import is_bias_or_norm, is_head, path_name, size
 
@@ -63,9 +64,33 @@ def prepare(config: Finetune, template: Template, splits: Splits) -> tuple[Loade
 
 
 def split_of(config: Finetune, loaded: Loaded, train: Splits) -> zojax.Split:
-    """What moves and what stays, of parameters that are dense or quantised already."""
+    """What moves and what stays, of parameters that are dense or quantised already.
+
+    Single entries are of the layers' matrices: of no embedding, head or norm.
+    """
     params, method = loaded.params, config.method
-    quantised = base.is_quantised(params)
+    check_base(method, base.is_quantised(params))
+    key = jax.random.key(config.seed)
+    if method not in _OF_ENTRIES:
+        return without_values(config, key)(params)
+    if method == "random":
+        return trainables.random(key, params, config.density, where=is_weight)
+    if method == "magnitude":
+        return trainables.magnitude(params, config.density, config.per, where=is_weight)
+    if config.scores is not None:
+        scores = of_matrices(load_scores(config.scores, params))
+    else:
+        batches = calibration(
+            config.task, config.calibration, loaded, train, _CALIBRATION_CHUNKS, _CALIBRATION_LENGTH
+        )
+        scores = zojax.sensitivity(loaded.language_loss, params, batches, where=is_weight)
+    if method == "n-m":
+        return trainables.n_m(params, scores, *config.n_of_m)
+    return zojax.sensitive(params, scores, config.density, config.per)
+
+
+def check_base(method: Method, quantised: bool) -> None:
+    """Raise `ValueError` if a method does not go with a model that is quantised, or dense."""
     if method == "full" and quantised:
         raise ValueError(
             "method full moves every parameter, so none can be quantised; choose another method, "
@@ -73,30 +98,35 @@ def split_of(config: Finetune, loaded: Loaded, train: Splits) -> zojax.Split:
         )
     if method in _OF_QUANTISED and not quantised:
         raise ValueError(f"method {method} needs a quantised model: add base, such as nf4")
-    key = jax.random.key(config.seed)
-    simple: dict[str, Callable[[], zojax.Split]] = {
-        "full": lambda: zojax.full(params),
-        "bias-and-norm": lambda: zojax.select(params, lambda p: is_bias_or_norm(p) or is_head(p)),
-        "head": lambda: zojax.head(params),
-        "lora": lambda: zojax.lora(params, key, config.lora_rank),
+
+
+def without_values(config: Finetune | Plan, key: jax.Array) -> Callable[[Any], zojax.Split]:
+    """The split of a method for which the shapes of the parameters are enough."""
+    return {
+        "full": zojax.full,
+        "bias-and-norm": lambda p: zojax.select(p, lambda n: is_bias_or_norm(n) or is_head(n)),
+        "head": zojax.head,
+        "lora": lambda p: zojax.lora(p, key, config.lora_rank),
         # logarithms: mu and the step size are then relative, whatever the format
-        "scales": lambda: zojax.scales(params, "exp"),
-        "codebook": lambda: zojax.codebook(params),
-        "random": lambda: trainables.random(key, params, config.density),
-        "magnitude": lambda: trainables.magnitude(params, config.density, config.per),
-    }
-    if method in simple:
-        return simple[method]()
-    if config.scores is not None:
-        scores = load_scores(config.scores, params)
-    else:
-        batches = calibration(
-            config.task, config.calibration, loaded, train, _CALIBRATION_CHUNKS, _CALIBRATION_LENGTH
-        )
-        scores = zojax.sensitivity(loaded.language_loss, params, batches)
-    if method == "n-m":
-        return trainables.n_m(params, scores, *config.n_of_m)
-    return zojax.sensitive(params, scores, config.density, config.per)
+        "scales": lambda p: zojax.scales(p, "exp"),
+        "codebook": zojax.codebook,
+    }[config.method]
+
+
+def abstract_split(config: Plan, params: Any) -> zojax.Split:
+    """The shapes of `split_of`, of parameters that may be shapes themselves."""
+    if config.method == "n-m":
+        return trainables.abstract_n_m(params, *config.n_of_m, where=is_weight)
+    if config.method in _OF_ENTRIES:
+        return trainables.abstract_sensitive(params, config.density, where=is_weight)
+    return planning.abstract_split(without_values(config, jax.random.key(0)), params)
+
+
+def of_matrices(scores: Any) -> Any:
+    """The scores of the layers' matrices, None elsewhere."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, score: score if is_weight(path_name(path)) else None, scores
+    )
 
 
 def load_scores(path: Path, params: Any) -> Any:

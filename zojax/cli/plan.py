@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 import zojax
 from zojax import models, planning, tasks
-from zojax.cli import method
+from zojax.cli import base, method
 from zojax.cli.config import Plan
-from zojax.trainables import abstract_sensitive, is_bias_or_norm, is_head, size
+from zojax.trainables import size
 
 _STEPS = 1000  # of the learning rate's schedule, which takes no room
 
@@ -35,8 +35,9 @@ def plan(config: Plan) -> dict[str, Any]:
     if config.draw is not None and not config.draw.parent.is_dir():
         raise FileNotFoundError(f"{config.draw}: no folder {config.draw.parent} to write it to")
     loss, params, batch = _problem(config)
-    count = size(params)
-    split = _split(config, _stored(config, params))
+    count = base.count(params)
+    method.check_base(config.method, config.base != "none" or base.is_quantised(params))
+    split = method.abstract_split(config, _stored(config, params))
     optimizer, name, _ = method.optimizer_of(
         config.optimizer, config.method, _STEPS, split.trainable
     )
@@ -68,12 +69,9 @@ def _problem(config: Plan) -> tuple[Callable, Any, Any]:
         raise ValueError(
             f"batch {config.batch} x {config.seq}: needs a sequence of two tokens at least"
         )
-    found = _model_config(config)
-    if config.dtype != "stored":
-        found = dataclasses.replace(found, dtype=config.dtype)
+    found, bind, params = _model(config)
     if found.max_positions < config.seq:
         raise ValueError(f"seq {config.seq}: the model has {found.max_positions} positions")
-    bind, params = models.functional(models.abstract(found))
     rows = config.batch
 
     def integers(*shape: int) -> jax.ShapeDtypeStruct:
@@ -107,11 +105,16 @@ def _problem(config: Plan) -> tuple[Callable, Any, Any]:
     return loss, params, batch
 
 
-def _model_config(config: Plan) -> models.ModelConfig:
+def _model(config: Plan) -> tuple[models.ModelConfig, Callable, Any]:
+    """Configuration, bind and abstract parameters."""
+    dtype = None if config.dtype == "stored" else config.dtype
     if config.model is not None:
-        return models.read_config(config.model)
+        return models.abstract_params(config.model, dtype)
     name = config.config or ""
-    return models.read_config(name) if Path(name).exists() else models.known_config(name)
+    found = models.read_config(name) if Path(name).exists() else models.known_config(name)
+    if dtype is not None:
+        found = dataclasses.replace(found, dtype=dtype)
+    return found, *models.functional(models.abstract(found))
 
 
 def _stored(config: Plan, params: Any) -> Any:
@@ -120,30 +123,15 @@ def _stored(config: Plan, params: Any) -> Any:
         if config.quantize_embeddings:
             raise ValueError("quantize_embeddings needs a base: int8, int4, nf4 or codebook")
         return params
-    if config.method == "full":
-        raise ValueError(
-            f"method full moves every weight, which base {config.base} cannot hold: use sensitive, "
-            "lora or bias-and-norm"
-        )
-
+    if base.is_quantised(params):
+        raise ValueError(f"{config.model} is quantised already; leave base={config.base} out")
     is_encoder = "encoder" in params  # with a new head, which is trained
 
     def where(path: str) -> bool:
-        return path.endswith(("kernel", "embedding")) and not (is_encoder and is_head(path))
+        of_encoder = path.startswith("encoder/") or not is_encoder
+        return of_encoder and base.with_embeddings(path.removeprefix("encoder/"))
 
     picked = where if config.quantize_embeddings else None
     return jax.eval_shape(
         lambda p: zojax.quantize(p, config.base, group_size=config.group_size, where=picked), params
     )
-
-
-def _split(config: Plan, params: Any) -> zojax.Split:
-    make: dict[str, Callable[[Any], zojax.Split]] = {
-        "full": zojax.full,
-        "bias-and-norm": lambda p: zojax.select(p, lambda n: is_bias_or_norm(n) or is_head(n)),
-        "head": zojax.head,
-        "lora": lambda p: zojax.lora(p, jax.random.key(0), config.lora_rank),
-    }
-    if config.method == "sensitive":
-        return abstract_sensitive(params, config.density)
-    return planning.abstract_split(make[config.method], params)

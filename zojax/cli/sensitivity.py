@@ -25,7 +25,7 @@ def sensitivity(config: Sensitivity) -> dict[str, Any]:
 
     Returns:
         {"sequences", "seconds", "bytes", "coverage", ...}; "coverage" is the part of the Fisher
-        mass that the entries with the highest scores have, by their density in each matrix.
+        mass of the layers' matrices that their entries with the highest scores have, by density.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: on bad input; nothing is half-written.
@@ -51,7 +51,8 @@ def sensitivity(config: Sensitivity) -> dict[str, Any]:
     if loaded.is_encoder:
         params, scores = params["encoder"], scores["encoder"]
     size = training.save_scores(config.out, scores, params)
-    found = {density: coverage(scores, density) for density in _DENSITIES}
+    moving = method.of_matrices(scores)
+    found = {density: coverage(moving, density) for density in _DENSITIES}
     print(f"density {_DENSITIES[1]:g} of each matrix\n{found[_DENSITIES[1]]}", flush=True)
     return {
         "sequences": len(batches),

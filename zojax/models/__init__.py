@@ -6,8 +6,9 @@ from zojax.models.config import ModelConfig
 from zojax.models.decoder import Decoder
 from zojax.models.encoder import Encoder
 from zojax.models.functional import abstract, functional
-from zojax.models.huggingface import load, load_params, read_config, save, save_params
+from zojax.models.huggingface import load, load_params, save, save_params
 from zojax.models.prefix import with_prefix
+from zojax.models.shapes import abstract_params, read_config
 
 __all__ = [
     "KNOWN",
@@ -15,6 +16,7 @@ __all__ = [
     "Encoder",
     "ModelConfig",
     "abstract",
+    "abstract_params",
     "functional",
     "known_config",
     "load",

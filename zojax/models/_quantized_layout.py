@@ -1,7 +1,7 @@
 """Our own folders of quantised models: which arrays are written, and how they are read."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,9 @@ def read_leaf(
     stored: Mapping[str, Tensor],
     file: Path,
     dtype: Any,
+    read: Callable[[Tensor], Any],
 ) -> VirtualArray:
-    """A quantised leaf.
+    """A quantised leaf, of arrays or of what else a function makes of their tensors.
 
     Raises:
         ValueError: If a part is missing, or of another shape or dtype.
@@ -119,7 +120,7 @@ def read_leaf(
                 f"{tensor.file}: {name}.{part} is {tensor.dtype}{list(tensor.shape)}; expected "
                 f"{' or '.join(dtypes)}{list(expected)}."
             )
-    arrays = {part: jnp.asarray(tensor.read()) for part, tensor in parts.items()}
+    arrays = {part: read(tensor) for part, tensor in parts.items()}
     base = Quantized(
         arrays["codes"],
         arrays["scales"],

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zojax.models._names import Entry, ignored
-from zojax.models._packed import Packing, expected_tensors, read_packed
+from zojax.models._packed import Packing, expected_tensors, packed_shapes, read_packed
 from zojax.models._quantized_layout import read_leaf
 from zojax.models._tensors import Tensor
 from zojax.models.config import ModelConfig
@@ -74,7 +74,18 @@ def stored_shape(entry: Entry, params: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def check(source: Source, params: Mapping[str, Any], plan: list[Entry]) -> None:
-    """Raise ``ValueError`` unless the tensors are those that the config asks for."""
+    """Raise ``ValueError`` unless the tensors are those that the config asks for, and no others."""
+    _check_extra(source, plan, *check_shapes(source, params, plan))
+
+
+def check_shapes(
+    source: Source, params: Mapping[str, Any], plan: list[Entry]
+) -> tuple[set[str], set[str]]:
+    """The names of the tensors that the config asks for, and the leaves in our own layout.
+
+    Raises:
+        ValueError: If one is missing or of another shape or dtype, by the headers.
+    """
     folder, config, stored = source.folder, source.config, source.stored
     expected: dict[str, tuple[int, ...]] = {}
     packed: dict[str, tuple[int, ...]] = {}
@@ -113,7 +124,7 @@ def check(source: Source, params: Mapping[str, Any], plan: list[Entry]) -> None:
                 f"{tensor.file}: {name} has dtype {tensor.dtype}; expected floating point. "
                 "Without a quantization_config that says how, quantised tensors cannot be read."
             )
-    _check_extra(source, plan, {*expected, *packed}, own)
+    return {*expected, *packed}, own
 
 
 def _packed_tensors(source: Source, entry: Entry, params) -> dict[str, tuple[int, ...]]:
@@ -187,12 +198,7 @@ def read_entry(
     """
     names = source.names(entry)
     if source.is_own(entry):
-        for path in entry.paths:
-            name, file = ".".join(path), source.folder / "config.json"
-            if name not in source.own:
-                raise ValueError(f"{file}: {name} is dense beside quantised parts of one tensor.")
-            shape = get(params, path).shape
-            yield read_leaf(name, source.own[name], shape, source.stored, file, dtype)
+        yield from _own(source, entry, params, dtype, lambda tensor: jnp.asarray(tensor.read()))
         return
     if source.is_packed(entry):
         assert source.packing is not None
@@ -201,10 +207,7 @@ def read_entry(
         yield _stack(entry.paths[0], entry.stacked, parts)
         return
     tensors = [source.stored[name].read() for name in names]
-    if dtype is None:
-        kinds = {jax.dtypes.canonicalize_dtype(tensor.dtype) for tensor in tensors}
-        dtype = functools.reduce(jnp.promote_types, kinds)
-    target = jnp.dtype(dtype)
+    target = _dtype([source.stored[name] for name in names], dtype)
     for part, path in enumerate(entry.paths):
         pieces = [_piece(tensor, entry, part) for tensor in tensors]
         small = quantize("/".join(path), get(params, path).shape)
@@ -212,7 +215,8 @@ def read_entry(
             leaf = np.empty((len(names), *pieces[0].shape), target)
             for i, piece in enumerate(pieces):
                 leaf[i] = piece
-            yield jnp.asarray(leaf if entry.stacked else leaf[0])
+            # or the copies of several leaves would be under way at once
+            yield jax.block_until_ready(jnp.asarray(leaf if entry.stacked else leaf[0]))
             continue
         parts = []
         for i, piece in enumerate(pieces):
@@ -221,13 +225,53 @@ def read_entry(
         yield _stack(path, entry.stacked, parts)
 
 
+def entry_shapes(
+    source: Source, entry: Entry, params: Mapping[str, Any], dtype: Any
+) -> Iterator[Any]:
+    """Yield what `read_entry` does without quantising, as shapes and from the headers alone."""
+    tensors = [source.stored[name] for name in source.names(entry) if name in source.stored]
+    if source.is_own(entry):
+        yield from _own(source, entry, params, dtype, Tensor.struct)
+    elif source.is_packed(entry):
+        assert source.packing is not None
+        stems = [stem(name) for name in source.names(entry)]
+        layers = (len(stems),) if entry.stacked else ()
+        base = packed_shapes(stems[0], source.stored, source.packing, dtype)
+        yield VirtualArray(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct((*layers, *x.shape), x.dtype), base),
+            name=_keystr(entry.paths[0]),
+        )
+    else:
+        for path in entry.paths:
+            yield jax.ShapeDtypeStruct(get(params, path).shape, _dtype(tensors, dtype))
+
+
+def _own(source: Source, entry: Entry, params, dtype, read) -> Iterator[VirtualArray]:
+    for path in entry.paths:
+        name, file = ".".join(path), source.folder / "config.json"
+        if name not in source.own:
+            raise ValueError(f"{file}: {name} is dense beside quantised parts of one tensor.")
+        shape = get(params, path).shape
+        yield read_leaf(name, source.own[name], shape, source.stored, file, dtype, read)
+
+
+def _dtype(tensors: list[Tensor], dtype: Any) -> np.dtype:
+    """The one asked for, or the smallest that holds all tensors of a stack."""
+    if dtype is not None:
+        return jnp.dtype(dtype)
+    return functools.reduce(jnp.promote_types, {tensor.struct().dtype for tensor in tensors})
+
+
+def _keystr(path: tuple[str, ...]) -> str:
+    return jax.tree_util.keystr(tuple(jax.tree_util.DictKey(key) for key in path))
+
+
 def _stack(path: tuple[str, ...], stacked: bool, parts: list[Quantized]) -> VirtualArray:
     if stacked:
         base = jax.tree.map(lambda *layers: jnp.asarray(np.stack(layers)), *parts)
     else:
         base = jax.tree.map(jnp.asarray, parts[0])
-    name = jax.tree_util.keystr(tuple(jax.tree_util.DictKey(key) for key in path))
-    return VirtualArray(base, name=name)
+    return VirtualArray(base, name=_keystr(path))
 
 
 def _piece(tensor: np.ndarray, entry: Entry, part: int) -> np.ndarray:

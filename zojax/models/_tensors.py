@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -29,6 +30,7 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _WEIGHTS = "model.safetensors"
+_INDEX = f"{_WEIGHTS}.index.json"
 
 
 class Tensor(NamedTuple):
@@ -54,6 +56,16 @@ class Tensor(NamedTuple):
             return np.zeros(self.shape, _DTYPES[self.dtype])
         return np.memmap(self.file, _DTYPES[self.dtype], "r", self.offset, self.shape)
 
+    def struct(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype, as JAX would hold it; nothing is read."""
+        dtype = jax.dtypes.canonicalize_dtype(_DTYPES[self.dtype])
+        return jax.ShapeDtypeStruct(self.shape, dtype)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there is a file of weights, or an index of shards, for `open_folder`."""
+    return any((folder / name).exists() for name in (_WEIGHTS, _INDEX))
+
 
 def open_folder(folder: Path) -> dict[str, Tensor]:
     """Find all tensors of a model folder, in one file or in shards.
@@ -68,7 +80,7 @@ def open_folder(folder: Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is neither file, or a shard is missing.
         ValueError: If a file is damaged, or a shard lacks a tensor of the index.
     """
-    index = folder / f"{_WEIGHTS}.index.json"
+    index = folder / _INDEX
     if (folder / _WEIGHTS).exists():
         return open_file(folder / _WEIGHTS)
     if not index.exists():

@@ -10,25 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from zojax.models._config_file import parse_file, read_content, read_file
 from zojax.models._config_json import write_config
+from zojax.models._folder import Bind, check_dtype, filled, open_model, quantised_by
 from zojax.models._names import Entry, entries
-from zojax.models._packed import parse_packing
 from zojax.models._quantize import Observe, quantizer, same_shapes
-from zojax.models._quantized_layout import describe, parse_layout, parts_of
-from zojax.models._read import Source, check, get, read_entry, stored_shape
-from zojax.models._tensors import modern_name, open_folder, write_file
+from zojax.models._quantized_layout import describe, parts_of
+from zojax.models._read import check, get, read_entry, stored_shape
+from zojax.models._tensors import write_file
 from zojax.models.config import ModelConfig
 from zojax.models.decoder import Decoder
 from zojax.models.encoder import Encoder
-from zojax.models.functional import abstract
 from zojax.virtual import is_virtual, materialize
-
-Bind = Callable[[dict[str, Any]], Decoder | Encoder]
 
 _COMPANIONS = (
     "tok*",
@@ -45,7 +40,8 @@ _COMPANIONS = (
 def load(folder: str | os.PathLike[str], dtype: Any = None) -> Decoder | Encoder:
     """Load a model from a local Hugging Face folder.
 
-    The weights are memory-mapped and copied tensor by tensor, so the model is held once.
+    The weights are memory-mapped and copied leaf by leaf: the peak is the model and twice its
+    largest leaf.
 
     Args:
         folder: Folder with ``config.json`` and ``model.safetensors``, or shards and their index.
@@ -78,8 +74,9 @@ def load_params(
     """Load a model as a function and its parameters, dense or quantised.
 
     With a ``format`` every matrix is quantised as soon as it is read, one layer at a time, so the
-    dense model is never held: the peak is the quantised model and one of its leaves twice. Folders
-    that are quantised already are read as they are: ours, GPTQ's and AWQ's.
+    dense model is never held: the peak is the quantised model, twice its largest leaf and some
+    copies of one layer's matrix. Folders that are quantised already are read as they are: ours,
+    GPTQ's and AWQ's.
 
     Example:
         >>> config, bind, params = models.load_params("my-model", format="nf4")  # doctest: +SKIP
@@ -108,50 +105,20 @@ def load_params(
             ``exclude`` or ``weights`` are of another model.
     """
     folder = Path(folder)
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype {jnp.dtype(dtype).name} cannot hold weights; use a floating one.")
-    content = read_content(folder)
-    config = parse_file(folder / "config.json", content)
-    about = content.get("quantization_config")
-    if about is not None and format is not None:
+    check_dtype(dtype)
+    if format is not None and (method := quantised_by(folder)) is not None:
         raise ValueError(
-            f"{folder} is quantised already ({_method(about)}); leave format={format!r} out, or "
-            "give the dense model."
+            f"{folder} is quantised already ({method}); leave format={format!r} out, or give the "
+            "dense model."
         )
-    stored = {modern_name(name): tensor for name, tensor in open_folder(folder).items()}
-    source = _source(folder, config, stored, about)
-    graph, state = nnx.split(abstract(config))
-    params: dict[str, Any] = nnx.to_pure_dict(state)  # pyright: ignore[reportAssignmentType]
-    plan = entries(config.family, params, stored)
-    check(source, params, plan)
-    same_shapes("exclude", exclude, params, 1)
-    same_shapes("weights", weights, params, 2)
+    opened = open_model(folder)
+    check(opened.source, opened.params, opened.plan)
+    same_shapes("exclude", exclude, opened.params, 1)
+    same_shapes("weights", weights, opened.params, 2)
     choose = quantizer(format, group_size, where, exclude, weights, observe)
-    for entry in plan:
-        for path, value in zip(
-            entry.paths, read_entry(source, entry, params, dtype, choose), strict=True
-        ):
-            get(params, path[:-1])[path[-1]] = value
-    actual = params["embedding"]["embedding"].dtype.name
-    if actual != config.dtype:
-        config = dataclasses.replace(config, dtype=actual)
-        graph = nnx.graphdef(abstract(config))
-    return config, functools.partial(nnx.merge, graph), params
-
-
-def _source(folder: Path, config: ModelConfig, stored, about: Any) -> Source:
-    file = folder / "config.json"
-    if about is None:
-        return Source(folder, config, stored)
-    if not isinstance(about, dict):
-        raise ValueError(f"{file}: quantization_config is no JSON object.")
-    if _method(about) == "zojax":
-        return Source(folder, config, stored, own=parse_layout(about, file))
-    return Source(folder, config, stored, packing=parse_packing(about, file))
-
-
-def _method(about: Any) -> Any:
-    return about.get("quant_method") if isinstance(about, dict) else about
+    return filled(
+        opened, lambda entry: read_entry(opened.source, entry, opened.params, dtype, choose)
+    )
 
 
 def save(
@@ -225,25 +192,6 @@ def save_params(
                 os.replace(file, folder / file.name)
         else:
             os.rename(written, folder)
-
-
-def read_config(path: str | os.PathLike[str]) -> ModelConfig:
-    """Read the configuration of a local model; its weights need not be there.
-
-    Args:
-        path: Folder with ``config.json``, or such a file.
-
-    Returns:
-        The configuration, with the dtype that it names.
-
-    Raises:
-        FileNotFoundError: If there is no such folder or file.
-        ValueError: If it is damaged, or the architecture is not supported.
-    """
-    path = Path(path)
-    if path.is_file():
-        return parse_file(path, read_file(path))
-    return parse_file(path / "config.json", read_content(path))
 
 
 def _write(config: ModelConfig, params: dict[str, Any], folder: Path) -> None:

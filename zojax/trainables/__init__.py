@@ -1,6 +1,6 @@
 """Trainables: what moves and what stays, as a split and a merge."""
 
-from zojax.trainables._abstract import abstract_sensitive
+from zojax.trainables._abstract import abstract_n_m, abstract_sensitive
 from zojax.trainables._blocks import blocks
 from zojax.trainables._compose import ComposedFrozen, compose, entry_mask, leaf_mask
 from zojax.trainables._coverage import (
@@ -37,6 +37,7 @@ __all__ = [
     "Prefixed",
     "SensitiveFrozen",
     "Split",
+    "abstract_n_m",
     "abstract_sensitive",
     "bias_and_norm",
     "blocks",

@@ -1,16 +1,15 @@
 """Splits of shapes alone."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from zojax.trainables._sensitive import SensitiveFrozen, _merge
+from zojax.trainables._sensitive import SensitiveFrozen, check_n_m, matrices, merge_entries
 from zojax.trainables._split import Split
-from zojax.virtual import is_virtual
-from zojax.virtual._paths import path_name
+from zojax.trainables._top import check_density
+from zojax.trainables._tree import flatten
 
 
 def abstract_sensitive(
@@ -36,22 +35,45 @@ def abstract_sensitive(
     >>> trainables.abstract_sensitive(params, 1e-2).trainable["w"].shape
     (3, 20)
     """
-    if not 0 < density <= 1:
-        raise ValueError(f"density must be in (0, 1], found {density}")
-    paths, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_virtual)
+    check_density(density)
+    return _entries(params, where, lambda r, c: max(1, round(density * r * c)))
 
-    def entries(path: Any, leaf: Any) -> tuple[int, ...] | None:
-        matrix = len(leaf.shape) > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
-        if not matrix or (where is not None and not where(path_name(path))):
-            return None
-        return (*leaf.shape[:-2], max(1, round(density * math.prod(leaf.shape[-2:]))))
 
-    shapes = [entries(path, leaf) for path, leaf in paths]
-    if all(shape is None for shape in shapes):
+def abstract_n_m(
+    params: Any, n: int, m: int, *, where: Callable[[str], bool] | None = None
+) -> Split:
+    """The shapes of `n_m`, for `zojax.plan`.
+
+    Args:
+        params: as for `abstract_sensitive`.
+        n: as for `n_m`.
+        m: as for `n_m`.
+        where: as for `abstract_sensitive`.
+
+    Returns:
+        As `abstract_sensitive`.
+
+    Raises:
+        ValueError: if n or m is out of range or no matrix is picked.
+    """
+    check_n_m(n, m)
+    return _entries(params, where, lambda r, c: (r // m * n + min(n, r % m)) * c)
+
+
+def _entries(
+    params: Any, where: Callable[[str], bool] | None, count: Callable[[int, int], int]
+) -> Split:
+    """The shapes of a split into entries, their number by rows and columns of a matrix."""
+    flat = flatten(params)
+    picked = matrices(flat, where)
+    if not any(picked):
         raise ValueError("no floating-point matrix is picked: nothing would be trained")
 
     def of(dtype) -> Any:
-        leaves = [None if s is None else jax.ShapeDtypeStruct(s, dtype) for s in shapes]
-        return jax.tree.unflatten(tree, leaves)
+        leaves = [
+            jax.ShapeDtypeStruct((*leaf.shape[:-2], count(*leaf.shape[-2:])), dtype) if p else None
+            for leaf, p in zip(flat.leaves, picked, strict=True)
+        ]
+        return jax.tree.unflatten(flat.structure, leaves)
 
-    return Split(of(jnp.float32), SensitiveFrozen(params, of(jnp.int32)), _merge)
+    return Split(of(jnp.float32), SensitiveFrozen(params, of(jnp.int32)), merge_entries)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from zojax.quantization import Quantized
 from zojax.trainables._split import Split
@@ -47,7 +48,7 @@ def scales(params: Any, positive: Literal["clamp", "exp"] = "clamp") -> Split:
             continue
         # a copy, as a training loop may donate it while the frozen part holds the scales
         wide = jnp.array(base.scales, jnp.float32)
-        if not bool(jnp.all(wide >= 0)):
+        if not isinstance(wide, Tracer) and not bool(jnp.all(wide >= 0)):
             raise ValueError(f"leaf {name} has a scale that is negative or NaN; expected positive")
         trainable.append(jnp.log(jnp.maximum(wide, _LEAST)) if positive == "exp" else wide)
 

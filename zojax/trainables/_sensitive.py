@@ -63,7 +63,7 @@ def sensitive(params: Any, scores: Any, density: float = 1e-3, per: Per = "tenso
     """
     check_density(density, per)
     flat = flatten(params)
-    found = _scores_of_matrices(flat, scores)
+    found = _scores_ofmatrices(flat, scores)
     return _split_at(params, flat, top_entries(flat.names, found, density, per))
 
 
@@ -93,7 +93,7 @@ def magnitude(
     flat = flatten(params)
     scores = [
         np.abs(np.asarray(as_dense(leaf), np.float32)) if picked else None
-        for leaf, picked in zip(flat.leaves, _matrices(flat, where), strict=True)
+        for leaf, picked in zip(flat.leaves, matrices(flat, where), strict=True)
     ]
     return _split_at(params, flat, top_entries(flat.names, scores, density, per))
 
@@ -123,7 +123,7 @@ def random(
     flat = flatten(params)
     draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     index: list[np.ndarray | None] = []
-    for leaf, picked in zip(flat.leaves, _matrices(flat, where), strict=True):
+    for leaf, picked in zip(flat.leaves, matrices(flat, where), strict=True):
         if not picked:
             index.append(None)
             continue
@@ -155,11 +155,10 @@ def n_m(params: Any, scores: Any, n: int, m: int) -> Split:
         ValueError: if n or m is out of range, a score has another shape than its leaf or is NaN,
             or no leaf is a matrix.
     """
-    if not 1 <= n <= m:
-        raise ValueError(f"n of every m needs 1 <= n <= m, found n={n}, m={m}")
+    check_n_m(n, m)
     flat = flatten(params)
     index: list[np.ndarray | None] = []
-    for name, score in zip(flat.names, _scores_of_matrices(flat, scores), strict=True):
+    for name, score in zip(flat.names, _scores_ofmatrices(flat, scores), strict=True):
         if score is None:
             index.append(None)
             continue
@@ -177,14 +176,21 @@ def n_m(params: Any, scores: Any, n: int, m: int) -> Split:
     return _split_at(params, flat, index)
 
 
-def _matrices(flat: Flat, where: Callable[[str], bool] | None) -> list[bool]:
+def check_n_m(n: int, m: int) -> None:
+    """Raise `ValueError` unless n of every m is possible."""
+    if not 1 <= n <= m:
+        raise ValueError(f"n of every m needs 1 <= n <= m, found n={n}, m={m}")
+
+
+def matrices(flat: Flat, where: Callable[[str], bool] | None) -> list[bool]:
+    """Which leaves are matrices, or stacks of them, that a predicate picks."""
     return [
         is_matrix(leaf) and (where is None or bool(where(name)))
         for name, leaf in zip(flat.names, flat.leaves, strict=True)
     ]
 
 
-def _scores_of_matrices(flat: Flat, scores: Any) -> list:
+def _scores_ofmatrices(flat: Flat, scores: Any) -> list:
     """The scores of leaves of two or more axes, None elsewhere."""
     found = []
     for name, leaf, score in zip(flat.names, flat.leaves, flat.like(scores, "scores"), strict=True):
@@ -209,7 +215,7 @@ def _split_at(params: Any, flat: Flat, index: list[np.ndarray | None]) -> Split:
     ]
     places = [None if at is None else jnp.asarray(at) for at in index]
     frozen = SensitiveFrozen(params, jax.tree.unflatten(flat.structure, places))
-    return Split(jax.tree.unflatten(flat.structure, values), frozen, _merge)
+    return Split(jax.tree.unflatten(flat.structure, values), frozen, merge_entries)
 
 
 def _values(leaf: Any, at: np.ndarray) -> jax.Array:
@@ -220,7 +226,8 @@ def _values(leaf: Any, at: np.ndarray) -> jax.Array:
     return jnp.where(at < size, found, 0).astype(jnp.float32)
 
 
-def _merge(trainable: Any, frozen: SensitiveFrozen) -> Any:
+def merge_entries(trainable: Any, frozen: SensitiveFrozen) -> Any:
+    """The parameters with the trainable values in place."""
     flat = flatten(frozen.params)
     values, index = flat.like(trainable, "trainables"), flat.like(frozen.index, "positions")
     # few enough to be stored with their noise, instead of a draw for each layer
