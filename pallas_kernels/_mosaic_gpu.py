@@ -38,6 +38,7 @@ def warpgroup_index() -> jax.Array:
 def run(
     body: Callable[..., None],
     *args: jax.Array,
+    name: str,
     out: jax.ShapeDtypeStruct,
     blocks: int,
     warpgroups: int,
@@ -49,6 +50,7 @@ def run(
     Args:
         body: of references in global memory, then those of `scratch` in shared memory.
         *args: arrays.
+        name: of the kernel, for profiles.
         out: shape and dtype of the result.
         blocks: how many.
         warpgroups: that compute, in a block; one more fetches.
@@ -78,6 +80,7 @@ def run(
         grid_names=(_BLOCK,),
         num_threads=warpgroups + 1,
         thread_name=_WARPGROUP,
+        kernel_name=name,
         interpret=_INTERPRETER() if interpret and _INTERPRETER is not None else None,
         # layouts are named here, not inferred; log and division as exact as elsewhere
         compiler_params=plgpu.CompilerParams(

@@ -63,6 +63,7 @@ def perturbed_matmul_gpu(
     parts = mosaic.run(
         partial(_body, blocks=blocks, distribution=distribution, transposed=transposed),
         x, w, keys, coefficient, address[1:],
+        name="perturbed_matmul",
         out=like((blocks.splits, directions, queries, x.shape[2], _up(n, 64)), stored, x, w, keys,
                  coefficient, address),
         blocks=directions * (queries // blocks.queries) * pl.cdiv(rows, blocks.m)

@@ -1,0 +1,35 @@
+"""The kernels for Hopper GPUs, compiled down to machine code for an H200 that is not there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.kernels_gpu import missing
+
+pytestmark = pytest.mark.aot
+
+
+def test_no_register_is_spilled_and_the_tensor_cores_do_not_wait_for_each_other():
+    if reason := missing():
+        pytest.skip(reason)
+    # a process of its own: with one device
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.kernels_gpu", "--json"],
+        capture_output=True, text=True, timeout=900, cwd=Path(__file__).parents[2],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) >= 10
+    # the hash is 9 operations a number; the rest loads it, adds it twice and rounds
+    most = {"rademacher": 20, "nibble_sum": 27, "gaussian": 64}
+    for name, kernel in found.items():
+        assert kernel["spilled"] == 0, name
+        assert not kernel["serialised"], name
+        assert kernel["instructions"] < most[name.split()[0]], name
+        # 227 KiB are there
+        assert kernel["shared"] is None or kernel["shared"] <= 227 * 1024, name
