@@ -104,7 +104,7 @@ def shared(shape: tuple[int, ...], dtype) -> Any:
 def pipeline(
     step: Callable[..., Any],
     around: Callable[[Callable[[Any], Any]], None],
-    operands: Sequence[tuple[Any, tuple[int, int], int, Any]],
+    operands: Sequence[tuple[Any, tuple[int, ...], int, Any]],
     *,
     steps: int,
     stages: int,
@@ -124,7 +124,7 @@ def pipeline(
     specs = [
         plgpu.BlockSpec(
             shape,
-            (lambda i: (i, 0)) if axis == 0 else (lambda i: (0, i)),
+            lambda i, axis=axis, shape=shape: tuple(i * (a == axis) for a in range(len(shape))),
             transforms=() if dtype is None else swizzled(dtype),
         )
         for _, shape, axis, dtype in operands

@@ -16,6 +16,8 @@ GPU_DEPTH = 64
 # of a block on Hopper: bytes of shared memory less what barriers take, and columns of 64 sums
 _SHARED = 232448 - 1024
 _SUMS = 256
+# with more, the operands in registers make the tensor cores wait for each other
+_MOST_QUERIES = 4
 _MULTIPROCESSORS = 132
 # fewer steps of a sum than this do not pay for another part
 _LEAST_STEPS = 8
@@ -128,8 +130,8 @@ class GpuBlocks(NamedTuple):
     Attributes:
         m: rows of x of one query, a multiple of 8; above 64, of 32.
         n: columns of the result, 64 for each of one or two warpgroups.
-        queries: most that share a tile of noise; so many as divide S do. `queries * m` is at most
-            256, as the sums are held in registers.
+        queries: most that share a tile of noise, up to 4; so many as divide S do. `queries * m` is
+            at most 256, as the sums are held in registers.
         stages: tiles that are fetched ahead.
         splits: parts of the sum.
     """
@@ -151,7 +153,7 @@ def gpu_blocks(directions: int, queries: int, rows: int, k: int, n: int) -> GpuB
         k: length of the sum.
         n: columns of the result.
     """
-    fits = [(_gpu_rows(rows, q), q) for q in range(1, 9) if queries % q == 0]
+    fits = [(_gpu_rows(rows, q), q) for q in range(1, _MOST_QUERIES + 1) if queries % q == 0]
     m, q = min(fits, key=lambda f: (-(-rows // f[0]) * queries // f[1], f[1]))
     width = 64 if n <= 64 else 128
     blocks = directions * (queries // q) * -(-rows // m) * -(-n // width)
@@ -208,13 +210,14 @@ def gpu_fitted(blocks: GpuBlocks, queries: int) -> GpuBlocks:
     """
     m, n, most, stages, splits = blocks
     if (
-        m < 8 or m % (8 if m <= 64 else 32) or n not in (64, 128) or most < 1
-        or most * m > _SUMS or stages < 2 or splits < 1 or gpu_shared_bytes(blocks) > _SHARED
+        m < 8 or m % (8 if m <= 64 else 32) or n not in (64, 128)
+        or not 1 <= most <= _MOST_QUERIES or most * m > _SUMS
+        or stages < 2 or splits < 1 or gpu_shared_bytes(blocks) > _SHARED
     ):  # fmt: skip
         raise ValueError(
             f"found {blocks}; needed are m a multiple of 8 (above 64, of 32), n of 64 or 128, "
-            f"queries * m of at most {_SUMS}, stages of at least 2 that fit in {_SHARED} bytes, "
-            "and splits of at least 1"
+            f"1 to {_MOST_QUERIES} queries, queries * m of at most {_SUMS}, 2 or more stages that "
+            f"fit in {_SHARED} bytes, and 1 or more splits"
         )
     return blocks._replace(queries=max(q for q in range(1, most + 1) if queries % q == 0))
 

@@ -58,13 +58,13 @@ def perturbed_matmul_gpu(
     at = address[0] + jnp.arange(along, dtype=jnp.uint32)
     keys = jax.vmap(lambda words: jnp.stack(noise.row_keys(words, at)))(key_words)
     # matrices are copied in pieces of (8, 64); w would have to be copied to be made to fit
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, -rows % 8), (0, -k % GPU_DEPTH)))
+    x = jnp.pad(x.reshape(-1, rows, k), ((0, 0), (0, -rows % 8), (0, -k % GPU_DEPTH)))
     stored = jnp.dtype(out_dtype) if blocks.splits == 1 else jnp.dtype(jnp.float32)
     parts = mosaic.run(
         partial(_body, blocks=blocks, distribution=distribution, transposed=transposed),
         x, w, keys, coefficient, address[1:],
         name="perturbed_matmul",
-        out=like((blocks.splits, directions, queries, x.shape[2], _up(n, 64)), stored, x, w, keys,
+        out=like((blocks.splits, directions, queries, x.shape[1], _up(n, 64)), stored, x, w, keys,
                  coefficient, address),
         blocks=directions * (queries // blocks.queries) * pl.cdiv(rows, blocks.m)
         * pl.cdiv(n, blocks.n) * blocks.splits,
@@ -86,7 +86,7 @@ def _body(
 ) -> None:  # fmt: skip
     """Of one block: `blocks.queries` tiles of `out`, 64 columns of each for a warpgroup."""
     _, directions, queries, rows, n = out.shape
-    steps = pl.cdiv(pl.cdiv(x.shape[3], GPU_DEPTH), blocks.splits)
+    steps = pl.cdiv(pl.cdiv(x.shape[2], GPU_DEPTH), blocks.splits)
     sizes = directions, queries // blocks.queries, pl.cdiv(rows, blocks.m), pl.cdiv(n, blocks.n)
     p, group, m, column, part = _unravel(mosaic.block_index(), sizes)
     warpgroup = mosaic.warpgroup_index()
@@ -114,7 +114,7 @@ def _body(
         mosaic.with_accumulators(add_up, blocks.queries, blocks.m)
 
     def step(i, *args):
-        *xs, tile, carry = args if transposed else (*args[:-2], args[-1])
+        x_tile, tile, *of_step, carry = args
         sums, scales, start, of_rows = carry
         mine = pl.ds(warpgroup * mosaic.ROWS, mosaic.ROWS)
         if transposed:
@@ -123,22 +123,22 @@ def _body(
             cols = mosaic.iota(1, shape) + (start + (i * GPU_DEPTH).astype(jnp.uint32))
         else:
             wide = mosaic.load_left(tile.at[:, mine], transposed=True)
-            of_step = (mosaic.load_vector(args[-2].at[i], 1) for i in (0, 1))
-            key0, key1 = (mosaic.spread(key, 1, shape) for key in of_step)
+            words = (mosaic.load_vector(of_step[0].at[i], 1) for i in (0, 1))
+            key0, key1 = (mosaic.spread(key, 1, shape) for key in words)
             cols = mosaic.iota(0, shape) + start
         z = DISTRIBUTIONS[distribution](noise.bits_of_row_keys(key0, key1, cols))
         wide = wide.astype(jnp.float32)
-        for x_tile, scale, total in zip(xs, scales, sums, strict=True):
+        for s, (scale, total) in enumerate(zip(scales, sums, strict=True)):
             moved = (wide + scale * z).astype(w.dtype)
-            mosaic.multiply(
-                total, moved, x_tile.transpose((1, 0)), *(r.at[warpgroup] for r in staging)
-            )
+            right = x_tile.at[s].transpose((1, 0))
+            mosaic.multiply(total, moved, right, *(r.at[warpgroup] for r in staging))
         mosaic.wait()
         return carry
 
-    rows_of_x, deep = pl.ds(at_m, blocks.m), pl.ds(at_k, steps * GPU_DEPTH)
-    wide_tile = pl.ds(at_n, blocks.n)
-    operands = [(x.at[p, s, rows_of_x, deep], (blocks.m, GPU_DEPTH), 1, x.dtype) for s in asked]
+    deep, wide_tile = pl.ds(at_k, steps * GPU_DEPTH), pl.ds(at_n, blocks.n)
+    first = p * queries + group * blocks.queries
+    x_tiles = x.at[pl.ds(first, blocks.queries), pl.ds(at_m, blocks.m), deep]
+    operands: list[Any] = [(x_tiles, (blocks.queries, blocks.m, GPU_DEPTH), 2, x.dtype)]
     if transposed:
         operands.append((w.at[wide_tile, deep], (blocks.n, GPU_DEPTH), 1, w.dtype))
     else:

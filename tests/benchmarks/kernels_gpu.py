@@ -59,9 +59,11 @@ PROBLEMS = [
     Problem(m=256),
     Problem(s=1, m=256),
     Problem(m=4096),
+    Problem(s=8, m=16),
     Problem(p=16, s=1),
     Problem(k=11008),
     Problem(n=11008),
+    Problem(n=64),
 ]
 
 

@@ -25,11 +25,12 @@ def test_no_register_is_spilled_and_the_tensor_cores_do_not_wait_for_each_other(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) >= 10
-    # the hash is 9 operations a number; the rest loads it, adds it twice and rounds
-    most = {"rademacher": 20, "nibble_sum": 27, "gaussian": 64}
+    # the hash is 9 operations a number; a query multiplies, adds and rounds in two more
+    most = {"rademacher": 16, "nibble_sum": 23, "gaussian": 60}
     for name, kernel in found.items():
         assert kernel["spilled"] == 0, name
         assert not kernel["serialised"], name
-        assert kernel["instructions"] < most[name.split()[0]], name
+        queries = min(4, int(name.split(",")[1]))
+        assert kernel["instructions"] < most[name.split()[0]] + 2 * queries, name
         # 227 KiB are there
         assert kernel["shared"] is None or kernel["shared"] <= 227 * 1024, name
