@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from pallas_kernels.perturbed_matmul import perturbed_matmul
+from pallas_kernels.quantized_matmul import quantized_matmul
 from tests.benchmarks.table import show
 from zojax.planning import missing, target_device
 
@@ -49,6 +50,31 @@ def perturbed(
     ]
 
 
+def quantized(
+    queries: int, rows: int, k: int, n: int, group: int, kind: str, shared: bool = True
+) -> tuple[Callable, list[jax.ShapeDtypeStruct]]:
+    """A product with a quantised weight, of levels that are no integers unless `kind` says so."""
+    groups = k // group
+    is_int8 = kind == "int8"
+    codes = jax.ShapeDtypeStruct((k if is_int8 else k // 2, n), jnp.int8 if is_int8 else jnp.uint8)
+    extra = {
+        "zeros": jax.ShapeDtypeStruct((groups, n), jnp.int8),
+        "table": jax.ShapeDtypeStruct((16, n), jnp.float32),
+    }
+    levels = {"nf4": tuple(i**3 / 512 for i in range(-8, 8)), "int4": tuple(range(-8, 8))}
+
+    def run(x, codes, scales, *more):
+        named = {kind: more[0]} if more else {"levels": levels.get(kind)}
+        return quantized_matmul(x, codes, scales, **named, implementation="tpu")
+
+    return run, [
+        jax.ShapeDtypeStruct((queries, rows, k), jnp.bfloat16),
+        codes,
+        jax.ShapeDtypeStruct((groups, n) if shared else (queries, groups, n), jnp.bfloat16),
+        *([extra[kind]] if kind in extra else []),
+    ]
+
+
 PROBLEMS = {
     "rademacher, 1 x 2 x 16": perturbed(1, 2, 16, 4096, 11008, "bfloat16", "rademacher"),
     "rademacher, 1 x 2 x 128": perturbed(1, 2, 128, 4096, 11008, "bfloat16", "rademacher"),
@@ -62,6 +88,12 @@ PROBLEMS = {
     "odd, 3 x 2 x 17, 900 x 633": perturbed(3, 2, 17, 900, 633, "bfloat16", "gaussian"),
     "odd, float32, transposed": perturbed(3, 2, 17, 900, 633, "float32", "nibble_sum", True),
     "one row, one column": perturbed(1, 1, 1, 4096, 1, "bfloat16", "rademacher"),
+    "nf4, 1 x 16": quantized(1, 16, 4096, 11008, 64, "nf4"),
+    "int4, 1 x 16": quantized(1, 16, 4096, 11008, 64, "int4"),
+    "int4, 2 x 128": quantized(2, 128, 4096, 11008, 64, "int4", shared=False),
+    "int4 with zeros, 1 x 16": quantized(1, 16, 4096, 4096, 128, "zeros"),
+    "codebook, 1 x 16": quantized(1, 16, 4096, 4096, 4096, "table"),
+    "int8, 1 x 256": quantized(1, 256, 11008, 4096, 11008, "int8"),
 }
 
 
@@ -119,7 +151,7 @@ def compile_all(names: list[str]) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in lines]
     show(
         [[f["problem"], f["target"], f["vmem"] / 2**20, f["bundles"]] for f in found],
-        ["kernel, P x S x M", "for", "VMEM, MiB", "bundles a tile"],
+        ["kernel, P x S x M or S x M", "for", "VMEM, MiB", "bundles a tile"],
     )
     return found
 

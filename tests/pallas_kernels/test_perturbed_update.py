@@ -25,9 +25,9 @@ def _make(shape, count, dtype, seed=0):
     [
         ((37, 130), 1, "float32", "rademacher"),
         ((1, 7), 4, "bfloat16", "gaussian"),
-        ((9, 1), 16, "float32", "gaussian"),
-        ((20, 33), 35, "float32", "nibble_sum"),
-        ((20, 33), 17, "bfloat16", "nibble_sum"),
+        ((9, 1), 5, "float32", "gaussian"),
+        ((20, 33), 34, "float32", "rademacher"),
+        ((20, 33), 3, "bfloat16", "nibble_sum"),
     ],
 )
 def test_values_are_those_of_float64(shape, count, dtype, distribution):
@@ -49,10 +49,9 @@ def test_values_are_those_of_float64(shape, count, dtype, distribution):
         assert np.all((low <= found) & (found <= high))
 
 
-@pytest.mark.parametrize("distribution", ["rademacher", "nibble_sum"])
-def test_parts_are_the_bits_of_the_whole(distribution):
+def test_parts_are_the_bits_of_the_whole():
     w, words, c = _make((24, 30), 5, "bfloat16")
-    run = jax.jit(partial(perturbed_update, distribution=distribution))
+    run = jax.jit(partial(perturbed_update, distribution="nibble_sum"))
     key = np.array([3, 4], np.uint32)
     whole = np.asarray(run(w, words, c, rounding_key=key))
     for rows, cols in ((slice(0, 24, None), slice(7, 19)), (slice(5, 17), slice(0, 30))):
@@ -67,7 +66,8 @@ def test_stochastic_rounding_is_right_on_average_and_never_further_than_a_step()
     w = np.full((400, 500), 1.0, jnp.bfloat16)
     words, c = np.array([[1, 2]], np.uint32), noise.round_coefficient(jnp.array([1e-3]))
     key = np.array([5, 6], np.uint32)
-    found = perturbed_update(w, words, c, distribution="rademacher", rounding_key=key)
+    run = jax.jit(partial(perturbed_update, distribution="rademacher"))
+    found = run(w, words, c, rounding_key=key)
     moved = np.asarray(found).astype(np.float64) - 1
     signs = oracle.numbers(words[0], 0, 0, w.shape, "rademacher")
     # bfloat16 has steps of 2**-7 above one and of 2**-8 below
@@ -83,7 +83,8 @@ def test_nan_and_infinity_pass():
     w = np.array([[np.nan, np.inf, -np.inf, 1.0]], jnp.bfloat16)
     words, c = np.array([[1, 2]], np.uint32), np.array([0.5], np.float32)
     for key in (None, np.array([5, 6], np.uint32)):
-        found = perturbed_update(w, words, c, distribution="rademacher", rounding_key=key)
+        run = jax.jit(partial(perturbed_update, distribution="rademacher"))
+        found = run(w, words, c, rounding_key=key)
         found = np.asarray(found).astype(float)[0]
         assert np.isnan(found[0]) and found[1] == np.inf and found[2] == -np.inf
         assert found[3] in (0.5, 1.5)
@@ -95,8 +96,9 @@ def fusions_over(text: str, shape: str) -> int:
     return len(re.findall(rf"= {re.escape(shape)}\S* fusion\(", entry))
 
 
-@pytest.mark.parametrize("count", [1, 4, 16])
-@pytest.mark.parametrize("rounded", [False, True], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize(
+    "count, rounded", [(1, False), (1, True), (16, True)], ids=lambda v: str(v).lower()
+)
 def test_it_is_one_fusion_in_place(count, rounded):
     w, words, c = _make((512, 384), count, "bfloat16")
     key = np.array([5, 6], np.uint32) if rounded else None

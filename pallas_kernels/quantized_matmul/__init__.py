@@ -1,0 +1,13 @@
+"""Products with quantised weights that are decoded tile by tile and never stored dense."""
+
+from pallas_kernels.quantized_matmul.api import quantized_matmul
+from pallas_kernels.quantized_matmul.config import QuantizedTpuBlocks, select
+from pallas_kernels.quantized_matmul.reference import decode, quantized_matmul_reference
+
+__all__ = [
+    "QuantizedTpuBlocks",
+    "decode",
+    "quantized_matmul",
+    "quantized_matmul_reference",
+    "select",
+]

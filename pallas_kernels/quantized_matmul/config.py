@@ -1,0 +1,132 @@
+"""Block sizes and the rule that chooses an implementation."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from pallas_kernels import _autotune
+
+_OPERATION = "quantized_matmul"
+_WIDTH = 128
+_MOST_BYTES = 24 * 2**20
+# rows above which entries are set in decoded weights: a correction holds rows x entries numbers
+_MOST_ROWS_OF_ENTRIES = 256
+
+
+class QuantizedTpuBlocks(NamedTuple):
+    """Sizes of the TPU kernel's tiles.
+
+    Attributes:
+        m: rows of x of one query.
+        k: along the sum: divides K, and divides a group or holds whole ones.
+        n: columns of the result.
+    """
+
+    m: int
+    k: int
+    n: int
+
+
+def select(
+    *,
+    rows: int,
+    k: int,
+    n: int,
+    groups: int,
+    bits: int,
+    dtype,
+    kind: str = "levels",
+    has_entries: bool = False,
+    device_kind: str | None = None,
+) -> _autotune.Choice:
+    """Which implementation `quantized_matmul` takes by itself, and why.
+
+    As `pallas_kernels.perturbed_matmul.select`; moreover "xla" where the kernel cannot do the
+    problem, and where entries replace values for more than 256 rows.
+
+    Args:
+        rows: of all queries together if they share the scales, else of one.
+        k: rows of the weight.
+        n: columns of the weight.
+        groups: of the scales along K.
+        bits: 4 or 8, of a code.
+        dtype: of x.
+        kind: "int8", "levels", "zeros" or "table".
+        has_entries: whether entries replace decoded values.
+        device_kind: as `jax.Device.device_kind`; by default of the device that is compiled for.
+
+    Returns:
+        (implementation, reason, config).
+
+    Raises:
+        ValueError: if a table of measured times is there that cannot be read.
+    """
+    device = _autotune.device_kind() if device_kind is None else device_kind
+    choice = _autotune.choose(
+        _OPERATION, rows=rows, k=k, n=n, dtype=jnp.dtype(dtype).name, kind=kind, device=device
+    )
+    if choice.implementation == "xla":
+        return choice
+    if has_entries and rows > _MOST_ROWS_OF_ENTRIES:
+        return _autotune.Choice("xla", f"{rows} rows with entries, which are set in dense weights")
+    if choice.implementation == "tpu" and (reason := tpu_problem(k, groups, bits)):
+        return _autotune.Choice("xla", reason)
+    # a block that was fastest for another length or group may not fit this one
+    return choice._replace(config=None)
+
+
+def tpu_problem(k: int, groups: int, bits: int) -> str:
+    """Why the TPU kernel cannot do a problem; empty if it can."""
+    if bits == 4 and k % _WIDTH:
+        return f"codes of 4 bits must be packed in atoms of {_WIDTH} rows, found {k} rows"
+    if not _depths(k, groups, bits):
+        return f"no block along {k} rows holds or divides groups of {k // groups}"
+    return ""
+
+
+def tpu_blocks(
+    queries: int, rows: int, k: int, n: int, groups: int, bits: int, item: int
+) -> QuantizedTpuBlocks:
+    """Block sizes by a heuristic: as large as fits.
+
+    Args:
+        queries: that have scales of their own.
+        rows: of one query.
+        k: rows of the weight.
+        n: columns of the weight.
+        groups: of the scales along K.
+        bits: of a code.
+        item: bytes of a number of x.
+
+    Raises:
+        ValueError: if there is none; says why.
+    """
+    if reason := tpu_problem(k, groups, bits):
+        raise ValueError(f"{reason}; use the xla implementation")
+    depth = max(_depths(k, groups, bits))
+    blocks = QuantizedTpuBlocks(min(rows, 256), depth, min(n, 1024))
+    while vmem_bytes(blocks, queries, item) > _MOST_BYTES:
+        if blocks.n > _WIDTH:
+            blocks = blocks._replace(n=max(_WIDTH, blocks.n // 2 // _WIDTH * _WIDTH))
+        elif blocks.m > _WIDTH:
+            blocks = blocks._replace(m=_WIDTH)
+        else:
+            break
+    return blocks
+
+
+def vmem_bytes(blocks: QuantizedTpuBlocks, queries: int, item: int) -> int:
+    """Estimate of the vector memory of the kernel."""
+    m, k, n = blocks
+    fetched = queries * m * k * item + k * n + queries * m * n * 4
+    return 2 * fetched + queries * m * n * 4 + 6 * k * n * 4
+
+
+def _depths(k: int, groups: int, bits: int) -> list[int]:
+    """Blocks along the sum: divisors of K that are made of whole groups, or a part of one."""
+    group = k // groups
+    sizes = [b for b in range(_WIDTH, 513, _WIDTH) if k % b == 0]
+    if bits == 8 and k <= 1024:
+        sizes.append(k)
+    # rows of a group are tiles of their own
+    return [b for b in sizes if group % b == 0 or (b % group == 0 and group % 8 == 0)]
