@@ -30,7 +30,6 @@ from zojax import models, tasks, trainables
 from zojax.quantization import is_weight
 from zojax.training import Problem, evaluate, training_functions
 
-_MU = 1e-3
 _TUNING_SEED = 1000
 _T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
 
@@ -61,6 +60,7 @@ class Method(NamedTuple):
         rate: middle of the grid.
         first_order: whether gradients come from backpropagation.
         clip: bound of the coefficients, or None.
+        mu: smoothing parameter.
     """
 
     split: Callable[[Setting], zojax.Split]
@@ -68,6 +68,7 @@ class Method(NamedTuple):
     rate: float
     first_order: bool = False
     clip: float | None = None
+    mu: float = 1e-3
 
 
 def _sensitive(s: Setting, base: str | None = None, scores: str = "task", per="tensor"):
@@ -85,8 +86,12 @@ def _magnitude(s: Setting):
     return trainables.magnitude(s.params, s.density, where=is_weight)
 
 
-def _scales(s: Setting, base: str):
-    return trainables.scales(zojax.quantize(s.params, base, group_size=s.group_size))
+def _scales(s: Setting, base: str, positive="clamp"):
+    return trainables.scales(zojax.quantize(s.params, base, group_size=s.group_size), positive)
+
+
+def _levels(s: Setting):
+    return trainables.codebook(zojax.quantize(s.params, "codebook", weights=s.task_scores))
 
 
 def _lora(s: Setting):
@@ -103,6 +108,11 @@ METHODS = {
     "sensitive, int4": Method(partial(_sensitive, base="int4"), "adam", 2e-3),
     "LoRA, rank 8": Method(_lora, "adam", 1e-3),
     "QZO, int4 scales": Method(partial(_scales, base="int4"), "sgd", 1e-5, clip=100.0),
+    # as the command line does it
+    "QZO, int4 log-scales": Method(
+        partial(_scales, base="int4", positive="exp"), "adam", 1e-3, clip=100.0, mu=1e-2
+    ),
+    "codebook levels": Method(_levels, "adam", 1e-3, clip=100.0, mu=1e-2),
     "first-order sensitive": Method(_sensitive, "adam", 2e-3, first_order=True),
     "first-order full": Method(lambda s: zojax.full(s.params), "adam", 3e-4, first_order=True),
     "sensitive, codebook": Method(partial(_sensitive, base="codebook"), "adam", 2e-3),
@@ -142,7 +152,7 @@ class Runner:
     def __init__(self, setting: Setting, method: Method):
         self.setting, self.method = setting, method
         self.split = method.split(setting)
-        estimator = zojax.mezo(_MU)
+        estimator = zojax.mezo(method.mu)
         if method.clip:
             estimator = estimator._replace(shaping=zojax.clipped(zojax.difference(), method.clip))
         make = {"sgd": optax.sgd, "adam": optax.adam}[method.optimizer]
@@ -214,6 +224,7 @@ def main() -> None:
         parser.add_argument("--chunks", type=int, default=100)
         parser.add_argument("--seeds", type=int, default=4)
         parser.add_argument("--factors", type=float, nargs="+", default=[0.25, 1.0, 4.0])
+        parser.add_argument("--mu", type=float, help="of all methods; default: their own")
         parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
 
     args = parse(__doc__ or "", add)
@@ -227,6 +238,8 @@ def main() -> None:
     with tqdm(total=runs, unit="run", disable=None) as bar:
         for name in args.methods:
             method = METHODS[name]
+            if args.mu is not None:
+                method = method._replace(mu=args.mu)
             runner, tried, found = Runner(setting, method), {}, []
             for factor in factors:
                 tried[method.rate * factor] = runner(method.rate * factor, _TUNING_SEED)

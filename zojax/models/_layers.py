@@ -136,7 +136,9 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         activation = ACTIVATIONS[self.config.activation]
         if self.config.gated_mlp:
-            return self.down(activation(self.gate(x)) * self.up(x))
+            # or both matrices are made dense before one is used, where they are quantised
+            gate, x = jax.lax.optimization_barrier((activation(self.gate(x)), x))
+            return self.down(gate * self.up(x))
         return self.down(activation(self.up(x)))
 
 
