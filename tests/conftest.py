@@ -1,5 +1,6 @@
 """Shared by all tests: eight CPU devices, and the folder of real data sets."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -14,6 +15,9 @@ if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 import pytest
+
+# traced programs are many objects, few of them garbage
+gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture(scope="session")

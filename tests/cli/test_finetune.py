@@ -11,7 +11,14 @@ from zojax.cli import main
 
 
 @pytest.mark.parametrize(
-    "method", [["full"], ["sensitive", "--density", "0.1"], ["lora"], ["bias-and-norm"]], ids=str
+    "method",
+    [
+        ["full"],
+        ["sensitive", "--density", "0.1"],
+        pytest.param(["lora"], marks=pytest.mark.slow),
+        pytest.param(["bias-and-norm"], marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_every_method_runs_and_its_adapter_gives_the_same_accuracy(
     decoder, data, tmp_path, capsys, method

@@ -122,7 +122,7 @@ def test_evaluate_finds_the_base_of_a_run_again(decoder, data, scores, tmp_path,
     _check_exports(decoder, out, tmp_path, capsys)
 
 
-@pytest.mark.parametrize("name", ["scales", "codebook"])
+@pytest.mark.parametrize("name", ["scales", pytest.param("codebook", marks=pytest.mark.slow)])
 def test_trained_scales_and_levels_go_over_the_same_base(
     name, decoder, quantised, data, scores, tmp_path
 ):

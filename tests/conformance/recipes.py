@@ -144,6 +144,10 @@ SLOW = (
     "consensus_hopping",
     "fgd",
     "private",
+    "hizoo",
+    "lozo_m",
+    "rank_sgd",
+    "block_sampling",
 )
 """Those that `make test-slow` runs: their parts are those of the others, or have theory tests in
 `tests/estimators`."""

@@ -66,7 +66,17 @@ def folders(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
+def _pages() -> list:
+    """Those with examples; the longest of `make test-slow`."""
+    slow = {"docs/concepts.md", "docs/objectives.md", "docs/trainables.md"}
+    return [
+        pytest.param(page, marks=pytest.mark.slow if name(page) in slow else (), id=name(page))
+        for page in PAGES
+        if blocks(page, "python")
+    ]
+
+
+@pytest.mark.parametrize("page", _pages())
 def test_python_examples_run_in_order(page, folders, tmp_path, monkeypatch):
     for source in ("my-model", "my-data"):
         shutil.copytree(folders / source, tmp_path / source)

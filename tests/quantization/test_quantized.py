@@ -117,9 +117,9 @@ def parameters(format, dtype=jnp.float32):
     "format,dtype",
     [
         ("int8", jnp.float32),
-        ("int4", jnp.bfloat16),
+        pytest.param("int4", jnp.bfloat16, marks=pytest.mark.slow),
         ("nf4", jnp.float32),
-        ("codebook", jnp.bfloat16),
+        pytest.param("codebook", jnp.bfloat16, marks=pytest.mark.slow),
     ],
 )
 def test_a_model_takes_quantised_leaves(format, dtype):

@@ -57,6 +57,7 @@ def test_texts_are_the_real_docstrings(task):
     assert found == [f"{name}: {expected}"]
 
 
+@pytest.mark.slow
 def test_seed_changes_the_files_of_the_test_split(task):
     other = tasks.docstring_topics(seed=1)
     assert sorted(other.train_texts + other.test_texts) == sorted(
@@ -65,6 +66,7 @@ def test_seed_changes_the_files_of_the_test_split(task):
     assert set(other.test_files) != set(task.test_files)
 
 
+@pytest.mark.slow
 def test_alike_in_another_process_and_nothing_imported():
     here = tasks.docstring_topics(num_topics=3, seed=2)
     environment = os.environ | {
@@ -83,6 +85,7 @@ def test_alike_in_another_process_and_nothing_imported():
     assert (train, test) == (here.train_texts, here.test_texts)
 
 
+@pytest.mark.slow
 def test_limit_thins_the_largest_topics_first(task):
     small = tasks.docstring_topics(limit=1400)
     counts = np.bincount(small.train_labels) + np.bincount(small.test_labels)
