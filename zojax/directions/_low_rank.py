@@ -1,6 +1,7 @@
 """Directions that are matrices of low rank, never made: LOZO's and SubZero's."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from zojax.directions._direction import (
 )
 from zojax.directions._draw import alike, leaf_key_table
 from zojax.virtual import LowRank, Noise, Term
+from zojax.virtual._noise import ONE
 
 _LEFT, _RIGHT, _CORE = 0, 1, 2
 
@@ -68,7 +70,8 @@ def low_rank(rank: int = 1, refresh: int | None = None, *, key: jax.Array | int 
             + [(i, _LEFT, math.prod(jnp.shape(leaves[i])), 1) for i in vectors],
         )
         right, rest = drawn[len(matrices) :], drawn[2 * len(matrices) :]
-        found = {i: _product(leaves[i], drawn[k], right[k], rank**-0.5)
+        scale = np.float32(rank**-0.5)  # one for all: `scaled_together` multiplies it once
+        found = {i: _product(leaves[i], drawn[k], right[k], scale)
                  for k, i in enumerate(matrices)}  # fmt: skip
         found |= {i: _vector(leaves[i], rest[k]) for k, i in enumerate(vectors)}
         return tuple(found[i] for i in range(count))
@@ -129,7 +132,8 @@ def subspace(rank: int = 16, refresh: int = 1000, *, key: jax.Array | int = 0) -
             left = jnp.einsum("lmr,lrs->lms", u.reshape(core.shape[0], -1, r), core)
             scale = math.prod(_rows_and_columns(leaves[i])) ** 0.5 / r
             # the barrier keeps XLA from multiplying U X again for each entry of the matrix
-            found[i] = _product(leaves[i], lax.optimization_barrier(left), v, scale)
+            left = lax.optimization_barrier(left).reshape(-1, r)
+            found[i] = _product(leaves[i], left, v, np.float32(scale))
         return tuple(
             found[i] if i in found else _dense(keys[i], leaf) for i, leaf in enumerate(leaves)
         )
@@ -150,20 +154,20 @@ def _dense(key, leaf) -> Noise:
     return Noise.of_leaf(key, 1.0, "gaussian", jnp.shape(leaf))
 
 
-def _product(leaf, a: jax.Array, b: jax.Array, scale: float) -> LowRank:
+def _product(leaf, a: jax.Array, b: jax.Array, scale: Any) -> LowRank:
     """The leaf's term of its factors: a, the rows of the tall matrix, and b, its columns."""
     shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
-    a = a.reshape(*shape[:-1], -1)
-    b = b.reshape(*(1,) * (len(shape) - 2), shape[-1], -1)
+    a = a.reshape(*shape[:-1], 1, a.shape[-1])
+    b = b.reshape(*(1,) * (len(shape) - 1), shape[-1], b.shape[-1])
     # rounded to the leaf's dtype here, so that forward and update see the same factors
-    return LowRank.of_matrices(a.astype(dtype), b.astype(dtype), scale)
+    return LowRank(a.astype(dtype), b.astype(dtype), scale, shape)
 
 
 def _vector(leaf, values: jax.Array) -> LowRank:
     """The term of a vector or a scalar, stored: a factor beside a one."""
     shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
     one = jnp.ones((*(1,) * len(shape), 1), dtype)
-    return LowRank(values.reshape(*shape, 1).astype(dtype), one, jnp.float32(1.0), shape)
+    return LowRank(values.reshape(*shape, 1).astype(dtype), one, ONE, shape)
 
 
 def _normals(
@@ -190,4 +194,5 @@ def _normals(
             return drawn
         return jnp.swapaxes(jnp.linalg.qr(jnp.swapaxes(drawn, 1, 2))[0], 1, 2)
 
-    return [factor.get().T for factor in alike(hashed, [request[2:] for request in requests], draw)]
+    drawn = alike(hashed, [request[2:] for request in requests], draw)
+    return [f.get().reshape(-1, 1) if f.shape[0] == 1 else f.get().T for f in drawn]

@@ -54,23 +54,24 @@ def outlined(fn: Callable) -> Callable:
     return call
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["stack", "row", "column"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["stack", "row", "column"],
+    meta_fields=["shape"],
+)
 @dataclass(frozen=True)
 class Slice:
-    """A slice of a stack of small arrays, `stack[row, column]`, cut where it is used."""
+    """A slice of a stack of small arrays, cut where it is used: from `column` on in row `row`."""
 
     stack: jax.Array
     row: jax.Array
     column: jax.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stack.shape[2:]
+    shape: tuple[int, ...]
 
     def get(self) -> jax.Array:
         """The slice."""
-        starts = (self.row, self.column, *[jnp.uint32(0)] * len(self.shape))
-        return lax.dynamic_slice(self.stack, starts, (1, 1, *self.shape)).reshape(self.shape)
+        sizes = (1, math.prod(self.shape))
+        return lax.dynamic_slice(self.stack, (self.row, self.column), sizes).reshape(self.shape)
 
 
 def stack_size(count: int) -> int:
@@ -105,10 +106,11 @@ def slices(stacks: Sequence[jax.Array], counts: Sequence[int]) -> list[list[Slic
     )
     out = []
     for x, count in zip(stacks, counts, strict=True):
-        side = _side(count)
-        square = x.reshape(x.shape[0] // side, side, *x.shape[1:])
+        side, shape = _side(count), x.shape[1:]
+        square = x.reshape(x.shape[0] // side, side * math.prod(shape))
+        starts = [column * jnp.uint32(math.prod(shape)) for column in columns[:side]]
         places = [divmod(i, side) for i in range(count)]
-        out.append([Slice(square, rows[row], columns[column]) for row, column in places])
+        out.append([Slice(square, rows[row], starts[column], shape) for row, column in places])
     return out
 
 

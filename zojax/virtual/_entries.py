@@ -76,13 +76,17 @@ class Entries:
 
     def set_in(self, base: jax.Array) -> jax.Array:
         """The base with the entries in place."""
-        stack, core = self.shape[: self.stack], self.core
-        flat = base.reshape(*stack, math.prod(core))
+        # by coordinates: a flat view of a base that is cut out of another costs a copy of its own
+        stack, core = self.shape[: self.stack], self.core or (1,)
         grid = jnp.meshgrid(*(jnp.arange(n) for n in stack), indexing="ij", sparse=True)
-        at = tuple(g[..., None] for g in grid) + (self.index,)
+        at = (
+            self.index // math.prod(core[1:]),
+            *unravel(self.index, core)[1:],
+        )  # padding is outside
+        at = (*(g[..., None] for g in grid), *at)
         values = self.values.astype(base.dtype)
-        set_ = flat.at[at].set(values, mode="drop", unique_indices=True)
-        return set_.reshape(self.shape)
+        out = base.reshape(*stack, *core).at[at].set(values, mode="drop", unique_indices=True)
+        return out.reshape(self.shape)
 
     def set_in_rows(self, picked: jax.Array, index: jax.Array, axis: int) -> jax.Array:
         """Rows already gathered from the base, with the entries in place.

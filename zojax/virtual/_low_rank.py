@@ -1,13 +1,19 @@
 """The term that is a product of two thin factors."""
 
+import operator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from zojax.virtual._shapes import reshape_groups, slice_axis
+
+
+def summed_ranks(parts: list[jax.Array]) -> jax.Array:
+    """Their sum, without the zero that `sum` begins with: it would be compiled in every use."""
+    return reduce(operator.add, parts)
 
 
 @partial(
@@ -102,7 +108,7 @@ class LowRank:
 
         # each fuses into its consumer where it runs; the others would store the array there
         def unrolled(left, right):
-            return sum(left[..., r] * right[..., r] for r in range(self.rank))
+            return summed_ranks([left[..., r] * right[..., r] for r in range(self.rank)])
 
         def summed(left, right):
             return jnp.sum(left * right, -1)

@@ -13,6 +13,7 @@ from jax import lax
 
 from zojax import noise
 from zojax.virtual._buffer import Slice, outlined
+from zojax.virtual._low_rank import LowRank
 from zojax.virtual._shapes import reshape_groups, row_major_strides
 from zojax.virtual._term import Term
 
@@ -47,19 +48,23 @@ def scaled(scale: jax.Array, factor, distribution: str) -> tuple[jax.Array, jax.
 def scaled_together(terms: Sequence[Any], factor) -> list[Term | None]:
     """`term.scaled(factor)` of each, where terms that have one scale share the scaled one.
 
-    Else XLA rounds the coefficient again in every use, which takes longer to compile.
+    Else XLA multiplies and rounds again in every use, which takes longer to compile.
     """
+    products: dict[tuple, jax.Array] = {}
     found: dict[tuple, tuple[jax.Array, jax.Array]] = {}
     out = []
     for term in terms:
         distribution = getattr(term, "distribution", None)
-        if distribution not in DISTRIBUTIONS:
+        key = id(getattr(term, "scale", None)), distribution
+        if type(term) is LowRank:
+            products[key] = products[key] if key in products else term.scale * factor
+            out.append(replace(term, scale=products[key]))
+        elif distribution in DISTRIBUTIONS:
+            if key not in found:
+                found[key] = _scaled[distribution](term.scale, jnp.asarray(factor, jnp.float32))
+            out.append(replace(term, scale=found[key][0], coefficient=found[key][1]))
+        else:
             out.append(None if term is None else term.scaled(factor))
-            continue
-        key = id(term.scale), distribution
-        if key not in found:
-            found[key] = _scaled[distribution](term.scale, jnp.asarray(factor, jnp.float32))
-        out.append(replace(term, scale=found[key][0], coefficient=found[key][1]))
     return out
 
 
