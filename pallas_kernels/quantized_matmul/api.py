@@ -53,7 +53,8 @@ def quantized_matmul(
         levels: 16 floats that 4-bit codes stand for.
         zeros: int8 [G, N], subtracted from 4-bit codes, in the place of levels.
         table: float32 [16, N], levels of each column, in the place of levels.
-        entries: int32 [E] distinct positions in the flat [K, N], and values [E] or [S, E].
+        entries: int32 [E] distinct positions in the flat [K, N], and values [E] or [S, E]. What is
+            beyond the end is padding, and is dropped.
         out_dtype: of the result; by default that of x.
         implementation: "xla" (plain JAX), "tpu" or "gpu"; None lets `select` choose from what was
             measured on this kind of device.
@@ -165,6 +166,7 @@ def _correction(x, codes, scales, zeros, table, entries, levels) -> jax.Array:
     old = round_to(number * scales[:, group, col].astype(jnp.float32), x.dtype)
     new = round_to(values.astype(jnp.float32), x.dtype)
     moved = new.astype(jnp.float32) - old.astype(jnp.float32)
+    moved = jnp.where(index < k * n, moved, 0.0)
     parts = x[:, :, row].astype(jnp.float32) * moved[:, None]
     zero = jnp.zeros((*x.shape[:2], n), jnp.float32)
     return zero.at[:, :, col].add(parts)

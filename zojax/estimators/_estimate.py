@@ -23,6 +23,7 @@ from zojax.estimators._estimator import (
 from zojax.estimators._queries import answers
 from zojax.estimators._schemes import Losses
 from zojax.virtual import VirtualArray, is_virtual, virtualize
+from zojax.virtual._report import Implementation
 
 _SHAPING = 0x73686170  # folded into the key of an estimate for shapings that draw
 
@@ -53,6 +54,7 @@ def estimate(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     per_example: bool = False,
+    implementation: Implementation | None = None,
 ) -> Callable[..., Estimate]:
     """Ask a loss along random directions; coefficients and keys instead of a gradient.
 
@@ -63,6 +65,7 @@ def estimate(
         has_aux: whether `fun` returns auxiliary data.
         per_example: whether the loss is float[B], one an example, and their mean what is minimised.
             Differences are then taken of each example before they are averaged.
+        implementation: of products with perturbed weights, as for `zojax.virtualize`.
 
     Virtual leaves of the other arguments, such as quantised frozen weights, reach `fun` as they
     are: it hands them to a function that is wrapped in `zojax.virtualize`.
@@ -81,7 +84,7 @@ def estimate(
     def shown_fun(*args, **kwargs):
         return fun(*_shown(args), **_shown(kwargs))
 
-    virtual_fun = virtualize(shown_fun, on_unused="error")
+    virtual_fun = virtualize(shown_fun, on_unused="error", implementation=implementation)
 
     def one(part: Estimator, key, args, kwargs, step) -> Estimate:
         params = _pick(args, argnums)
@@ -175,6 +178,7 @@ def value_and_grad(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     per_example: bool = False,
+    implementation: Implementation | None = None,
 ) -> Callable:
     """Like `jax.value_and_grad`, with forward passes only; the key comes first.
 
@@ -187,6 +191,7 @@ def value_and_grad(
         argnums: which arguments to differentiate, as in `jax.value_and_grad`.
         has_aux: whether `fun` returns auxiliary data; see `Estimate.aux` for which query's.
         per_example: whether the loss is float[B], one an example, as in `estimate`.
+        implementation: of products with perturbed weights, as for `zojax.virtualize`.
 
     Returns:
         `(key, *args, step=0, state=None) -> (value, grads)` or `((value, aux), grads)`; grads like
@@ -203,7 +208,10 @@ def value_and_grad(
     >>> grads.shape
     (4,)
     """
-    ask = estimate(fun, estimator, argnums=argnums, has_aux=has_aux, per_example=per_example)
+    ask = estimate(
+        fun, estimator, argnums=argnums, has_aux=has_aux, per_example=per_example,
+        implementation=implementation,
+    )  # fmt: skip
 
     def value_and_grads(key: jax.Array, *args, step=0, state=None, **kwargs):
         found = ask(key, *args, step=step, state=state, **kwargs)

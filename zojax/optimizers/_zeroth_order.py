@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from zojax.estimators import AnyEstimator, advance, estimate, init, num_coefficients
+from zojax.virtual._report import Implementation
 
 
 class ZerothOrderState(NamedTuple):
@@ -25,7 +26,11 @@ class ZerothOrderState(NamedTuple):
 
 
 def zeroth_order(
-    estimator: AnyEstimator, key: jax.Array | int, *, per_example: bool = False
+    estimator: AnyEstimator,
+    key: jax.Array | int,
+    *,
+    per_example: bool = False,
+    implementation: Implementation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Make gradient estimates inside an optax chain; goes first in it.
 
@@ -33,6 +38,7 @@ def zeroth_order(
         estimator: for example `zojax.mezo()`.
         key: typed key or integer seed.
         per_example: whether `value_fn` returns one loss an example, as in `estimate`.
+        implementation: of products with perturbed weights, as for `zojax.virtualize`.
 
     Returns:
         A transformation whose `update(updates, state, params, *, value_fn, **extra)` ignores
@@ -74,7 +80,9 @@ def zeroth_order(
                 "tx.update(None, state, params, value_fn=loss, batch=batch)"
             )
         step_key = jax.random.fold_in(state.key, state.count)
-        asked = estimate(value_fn, estimator, per_example=per_example)
+        asked = estimate(
+            value_fn, estimator, per_example=per_example, implementation=implementation
+        )
         found = asked(step_key, params, step=state.count, state=state.memory, **extra)
         grads, memory = advance(
             estimator, found.keys, found.coefficients, params, state.count, state.memory

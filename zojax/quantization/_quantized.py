@@ -109,6 +109,20 @@ class Quantized:
             dense = view(dense, name, *args)
         return dense
 
+    def operands(self) -> dict[str, Any] | None:
+        """What `pallas_kernels.quantized_matmul` takes of a matrix; None if this is none for it."""
+        if self.views or self.codes.ndim != 2 or self.axis != -2:
+            return None
+        levels = FORMATS[self.format].levels if FORMATS[self.format].bits == 4 else ()
+        given = self.zeros is not None or self.table is not None
+        return {
+            "codes": self.codes,
+            "scales": self.scales,
+            "levels": levels if levels and not given else None,
+            "zeros": self.zeros,
+            "table": self.table,
+        }
+
     def rows(self, index: jax.Array, axis: int) -> jax.Array:
         """The decoded rows at `index` along `axis`, index axes first; no other row is decoded."""
         order = self._order()

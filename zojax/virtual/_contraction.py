@@ -11,11 +11,15 @@ from zojax import _compat
 from zojax.virtual._array import VirtualArray, is_virtual
 from zojax.virtual._base import is_formula
 from zojax.virtual._buffer import after, one_at_a_time, outlined
-from zojax.virtual._low_rank import LowRank
+from zojax.virtual._kernels import kernel_product
+from zojax.virtual._low_rank import LowRank, summed_ranks
 from zojax.virtual._report import Report
 
 _UNROLLED_RANK = 8
 _MOST_PANELS = 16
+# XLA on CPU places activations more tightly around low-rank products that are computations of their
+# own; but each then holds its result twice, which is too much where that is so many times its input
+_HEAD = 8
 
 
 class _Cut(NamedTuple):
@@ -49,18 +53,36 @@ def dot_general(eqn, values, report: Report):
         (dense if plan is None else thin).append((term, plan))
     rest = replace(weight, terms=tuple(t for t, _ in dense))
     is_dense = bool(dense) or weight.entries is not None or is_formula(weight.base)
-    report.note(eqn, side, weight, "at use" if is_dense else "fused")
 
     def product(x, base):
         (out,) = _compat.bind(eqn, [base, x] if side == 0 else [x, base])
         return out
 
+    def at_use(x, weight):
+        return product(x, weight.after(x).materialize())
+
+    kernel = kernel_product(eqn, side, rest, at_use, report.implementation) if is_dense else None
+    report.note(eqn, side, weight, "kernel" if kernel else "at use" if is_dense else "fused")
+    if kernel:
+        return _plus_thin(x, kernel(x, replace(rest, name="")), thin)
     if is_dense:
         panels, large = (_panels(eqn, side, product, cut) for cut in (_CPU, _OTHER))
         is_stored = not is_formula(rest.base) and rest.entries is None
-        out = dense_use(product, panels, None if is_stored else large)(x, replace(rest, name=""))
-    else:
-        out = product(x, rest.base)
+        use = dense_use(product, panels, None if is_stored else large)
+        return _plus_thin(x, use(x, replace(rest, name="")), thin)
+
+    def whole(x, base, terms):
+        plans = [(term, plan) for term, (_, plan) in zip(terms, thin, strict=True)]
+        return _plus_thin(x, product(x, base), plans)
+
+    args = (x, rest.base, [term for term, _ in thin])
+    if not thin or eqn.outvars[0].aval.size >= _HEAD * x.size:
+        return whole(*args)
+    return lax.platform_dependent(*args, cpu=outlined(whole), default=whole)
+
+
+def _plus_thin(x, out, thin):
+    """`out` and the thin products of low-rank terms, summed in float32 or wider."""
     if not thin:
         return out
     total = out.astype(jnp.promote_types(out.dtype, jnp.float32))
@@ -139,7 +161,8 @@ def _panels(eqn, side: int, product, cut: _Cut):
 
 
 def _factor_plan(eqn, term: LowRank, side: int):
-    """Einsum letters for x . first . second, or None where no factor holds all contracted axes."""
+    """Einsum letters for x . first . second and whether first is the left factor; None where no
+    factor holds all contracted axes."""
     contract, batch = eqn.params["dimension_numbers"]
     axes, batch_axes = contract[side], batch[side]
     real = [i for i in axes if term.shape[i] != 1]
@@ -162,11 +185,12 @@ def _factor_plan(eqn, term: LowRank, side: int):
     w_free = [w[i] for i in range(len(w)) if i not in (*axes, *batch_axes)]
     shared = [w[i] for i in batch_axes]
     out = shared + (w_free + x_free if side == 0 else x_free + w_free)
-    return first, second, "".join(w), "".join(x), "".join(out), next(letters)
+    return first is term.left, "".join(w), "".join(x), "".join(out), next(letters)
 
 
 def _thin_product(x, term: LowRank, plan):
-    first, second, w, x_letters, out, r = plan
+    left_first, w, x_letters, out, r = plan
+    first, second = (term.left, term.right) if left_first else (term.right, term.left)
     x_dtype = jnp.promote_types(x.dtype, jnp.float32)
 
     def present(factor):
@@ -195,15 +219,11 @@ def _thin_product(x, term: LowRank, plan):
     out_kept = "".join(c for c in out if c not in w or c in w_kept)
     if term.rank <= _UNROLLED_RANK and set(middle) | set(second_letters) == set(out_kept):
         # elementwise, so that XLA adds it into the base product without another buffer
-        spread = [
-            jnp.einsum(f"{letters}{r}->{_ordered(letters, out_kept)}{r}", factor)
-            for letters, factor in ((middle, thin), (second_letters, second))
-        ]
         left, right = (
-            f.reshape(*_padded_shape(letters, out_kept, f.shape), term.rank)
-            for letters, f in zip((middle, second_letters), spread, strict=True)
+            _columns(factor, letters, out_kept)
+            for letters, factor in ((middle, thin), (second_letters, second))
         )
-        product = sum(left[..., i] * right[..., i] for i in range(term.rank))
+        product = summed_ranks([a * b for a, b in zip(left, right, strict=True)])
     else:
         product = jnp.einsum(f"{middle}{r},{second_letters}{r}->{out_kept}", thin, second)
     ones = [i for i, c in enumerate(out) if c not in out_kept]
@@ -218,13 +238,16 @@ def _two_columns(factor):
     return jnp.concatenate([factor, jnp.zeros_like(factor)], -1)
 
 
-def _ordered(letters: str, order: str) -> str:
-    return "".join(c for c in order if c in letters)
-
-
-def _padded_shape(letters: str, order: str, shape) -> list[int]:
-    sizes = dict(zip(_ordered(letters, order), shape, strict=False))
-    return [sizes.get(c, 1) for c in order]
+def _columns(factor: jax.Array, letters: str, order: str) -> list[jax.Array]:
+    """The factor's columns (its last axis), each with the axes of `order`, those absent of one."""
+    sizes = dict(zip(letters, factor.shape, strict=False))
+    shape = [sizes.get(c, 1) for c in order]
+    places = [letters.index(c) for c in order if c in letters]
+    if places != sorted(places):
+        factor = lax.transpose(factor, (*places, len(places)))
+    if factor.shape[-1] == 1:
+        return [factor.reshape(shape)]
+    return [factor[..., i].reshape(shape) for i in range(factor.shape[-1])]
 
 
 def convolution(eqn, values, report: Report):
@@ -287,7 +310,7 @@ def _thin_convolution(eqn, x, term: LowRank, kernel, output):
     thin = thin * term.multiplier
     output = output.reshape(-1, term.rank).astype(thin.dtype)
     if term.rank <= _UNROLLED_RANK:
-        product = sum(thin[..., i, None] * output[:, i] for i in range(term.rank))
+        product = summed_ranks([thin[..., i, None] * output[:, i] for i in range(term.rank)])
     else:
         product = jnp.einsum("...r,or->...o", thin, output)
     return jnp.moveaxis(product, -1, feature)

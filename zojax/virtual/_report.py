@@ -7,6 +7,7 @@ from typing import Literal
 from zojax import _compat
 
 OnFallback = Literal["allow", "warn", "error"]
+Implementation = Literal["xla", "tpu", "gpu"]
 
 
 class MaterializedWarning(UserWarning):
@@ -29,16 +30,17 @@ class Use:
     Attributes:
         leaf: path of the leaf in the arguments.
         primitive: name of the jax primitive that used it.
-        how: "fused" (stayed a formula), "rows" (only the looked-up rows were made), "at use" (dense
-            for this one matmul, as noise must be), "vector" (at most one axis: dense costs
-            nothing), or "fallback" (made dense because no rule knows this use).
+        how: "fused" (stayed a formula), "rows" (only the looked-up rows were made), "kernel" (a
+            Pallas kernel makes it a tile at a time), "at use" (dense for this one matmul, as noise
+            must be without a kernel), "vector" (at most one axis: dense costs nothing), or
+            "fallback" (made dense because no rule knows this use).
         num_bytes: bytes of dense array that this use makes.
         source: "file:line (function)", where known.
     """
 
     leaf: str
     primitive: str
-    how: Literal["fused", "rows", "at use", "vector", "fallback"]
+    how: Literal["fused", "rows", "kernel", "at use", "vector", "fallback"]
     num_bytes: int
     source: str
 
@@ -48,10 +50,11 @@ class Report:
     """Collects uses while a function is traced; one a call of the transformed function."""
 
     on_fallback: OnFallback = "allow"
+    implementation: Implementation | None = None
     uses: dict = field(default_factory=dict)
 
     def note(self, eqn, position: int, value, how) -> None:
-        dense = 0 if how in ("fused", "rows") else value.size * value.dtype.itemsize
+        dense = 0 if how in ("fused", "rows", "kernel") else value.size * value.dtype.itemsize
         if how == "fallback" and is_vector(value):
             how = "vector"
         key = (id(eqn), position, value.name)

@@ -10,7 +10,7 @@ import numpy as np
 from zojax.virtual._array import is_virtual, materialize
 from zojax.virtual._dependence import depends
 from zojax.virtual._interpret import abstract, evaluate
-from zojax.virtual._report import Explanation, OnFallback, Report
+from zojax.virtual._report import Explanation, Implementation, OnFallback, Report
 
 
 def virtualize(
@@ -18,6 +18,7 @@ def virtualize(
     *,
     on_fallback: OnFallback = "allow",
     on_unused: Literal["allow", "error"] = "allow",
+    implementation: Implementation | None = None,
 ) -> Callable:
     """Let a function take virtual arrays wherever it takes arrays.
 
@@ -31,6 +32,10 @@ def virtualize(
             knows its use. `explain` lists them.
         on_unused: "error" to refuse a function whose outputs depend on no virtual argument, as one
             that closes over its weights.
+        implementation: of products with dense weights under noise: "tpu" or "gpu" for the Pallas
+            kernel, wherever it can do the product (on a CPU in Pallas' interpreter, slowly), "xla"
+            for none; by default what was measured to be the fastest on this kind of device, see
+            `pallas_kernels.perturbed_matmul.select`.
 
     Returns:
         A function of the same signature. With no virtual argument it is `fn` itself. Composes with
@@ -47,23 +52,26 @@ def virtualize(
 
     @functools.wraps(fn)
     def virtual_fn(*args, **kwargs):
-        return _call(fn, args, kwargs, Report(on_fallback), on_unused)
+        return _call(fn, args, kwargs, Report(on_fallback, implementation), on_unused)
 
     return virtual_fn
 
 
-def explain(fn: Callable) -> Callable[..., Explanation]:
+def explain(
+    fn: Callable, *, implementation: Implementation | None = None
+) -> Callable[..., Explanation]:
     """A function that tells how `virtualize(fn)` would use each virtual leaf, without running it.
 
     Args:
         fn: as for `virtualize`.
+        implementation: as for `virtualize`.
 
     Returns:
         `explain(fn)(*args)` traces abstractly and gives an `Explanation`; print it.
     """
 
     def explained(*args, **kwargs) -> Explanation:
-        report = Report()
+        report = Report(implementation=implementation)
         leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_virtual)
         dynamic = [i for i, x in enumerate(leaves) if is_virtual(x) or _is_array(x)]
 
