@@ -6,17 +6,22 @@ jax 0.10 and 0.12 is dealt with here and nowhere else.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, llvm
 
-# rows of a warpgroup's product, and bytes of a swizzled row of shared memory
+# rows of a warpgroup's product, and bytes of a row of shared memory that are mixed, at most
 ROWS = 64
 _SWIZZLE = 128
+_THREADS = 128
 # registers of a thread that only fetches; the others share what it leaves
 _FETCHING_REGISTERS = 40
 _BLOCK, _WARPGROUP = "block", "warpgroup"
@@ -90,21 +95,45 @@ def run(
     return kernel(*args)
 
 
-def swizzled(dtype) -> tuple[Any, ...]:
-    """How a matrix lies in shared memory for the tensor cores: rows of 128 bytes, mixed by 8."""
-    tile = (8, _SWIZZLE // jnp.dtype(dtype).itemsize)
-    return (plgpu.TilingTransform(tile), plgpu.SwizzleTransform(_SWIZZLE))
+def swizzled(dtype, columns: int | None = None) -> tuple[Any, ...]:
+    """How a matrix lies in shared memory for the tensor cores: rows of 128 bytes, mixed by 8.
+
+    Args:
+        dtype: of the matrix.
+        columns: of a row, 32 to 128 bytes; by default 128 bytes.
+    """
+    item = jnp.dtype(dtype).itemsize
+    columns = _SWIZZLE // item if columns is None else columns
+    return (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(columns * item))
 
 
-def shared(shape: tuple[int, ...], dtype) -> Any:
-    """Matrices in shared memory, for `run`'s `scratch`; the last two axes are swizzled."""
-    return plgpu.SMEM(shape, dtype, transforms=swizzled(dtype))
+def shared(shape: tuple[int, ...], dtype, columns: int | None = None) -> Any:
+    """Matrices in shared memory, for `run`'s `scratch`; the last two axes are `swizzled`."""
+    return plgpu.SMEM(shape, dtype, transforms=swizzled(dtype, columns))
+
+
+class Fetched(NamedTuple):
+    """What `pipeline` fetches.
+
+    Attributes:
+        ref: in global memory.
+        block: shape of what a step needs.
+        axis: that the steps go along.
+        transforms: of the block in shared memory, as from `swizzled`.
+        index: block of a step; by default the step itself.
+    """
+
+    ref: Any
+    block: tuple[int, ...]
+    axis: int
+    transforms: tuple[Any, ...] = ()
+    index: Callable[[Any], Any] = lambda i: i
 
 
 def pipeline(
     step: Callable[..., Any],
     around: Callable[[Callable[[Any], Any]], None],
-    operands: Sequence[tuple[Any, tuple[int, ...], int, Any]],
+    operands: Sequence[Fetched],
     *,
     steps: int,
     stages: int,
@@ -115,19 +144,18 @@ def pipeline(
     Args:
         step: `step(i, *blocks, carry) -> carry` of references in shared memory.
         around: `around(loop)`, in the computing warpgroups, calls `loop(carry)` once.
-        operands: (reference in global memory, shape of its block, axis that the steps go along,
-            dtype to be swizzled for or None).
+        operands: what is fetched.
         steps: static, at least 1.
         stages: blocks of each operand in shared memory.
         warpgroups: that compute.
     """
+
+    def place(i, operand):
+        return tuple(operand.index(i) * (a == operand.axis) for a in range(len(operand.block)))
+
     specs = [
-        plgpu.BlockSpec(
-            shape,
-            lambda i, axis=axis, shape=shape: tuple(i * (a == axis) for a in range(len(shape))),
-            transforms=() if dtype is None else swizzled(dtype),
-        )
-        for _, shape, axis, dtype in operands
+        plgpu.BlockSpec(o.block, partial(place, operand=o), transforms=o.transforms)
+        for o in operands
     ]
     plgpu.emit_pipeline_warp_specialized(
         lambda indices, *args: step(indices[0], *args),
@@ -138,7 +166,7 @@ def pipeline(
         num_compute_wgs=warpgroups,
         max_concurrent_steps=stages,
         compute_context=around,
-    )(*(operand[0] for operand in operands))
+    )(*(o.ref for o in operands))
 
 
 def with_accumulators(fn: Callable[..., None], count: int, columns: int) -> None:
@@ -146,12 +174,18 @@ def with_accumulators(fn: Callable[..., None], count: int, columns: int) -> None
     pl.run_scoped(fn, *[plgpu.WGMMAAccumulatorRef((ROWS, columns), jnp.float32)] * count)
 
 
-def load_left(ref, *, transposed: bool) -> jax.Array:
-    """A left operand (64, k) in registers from shared memory, where it is (k, 64) if transposed."""
+def load_left(ref, *, transposed: bool, dtype=None) -> jax.Array:
+    """A left operand (64, k) in registers from shared memory, where it is (k, 64) if transposed.
+
+    Args:
+        ref: swizzled.
+        transposed: how it lies there.
+        dtype: of 16 or 32 bits, to which what is transposed and has 8 is converted.
+    """
     if not transposed:
         return _load(ref, plgpu.Layout.WGMMA)
     read = _load(ref.transpose((1, 0)), plgpu.Layout.WGMMA_TRANSPOSED)
-    return plgpu.layout_cast(read, plgpu.Layout.WGMMA)
+    return plgpu.layout_cast(read if dtype is None else read.astype(dtype), plgpu.Layout.WGMMA)
 
 
 def load_vector(ref, axis: int) -> jax.Array:
@@ -167,6 +201,52 @@ def spread(vector: jax.Array, axis: int, shape: tuple[int, int]) -> jax.Array:
 def iota(axis: int, shape: tuple[int, int]) -> jax.Array:
     """uint32 indices along an axis of a left operand."""
     return plgpu.broadcasted_iota(jnp.uint32, shape, axis, layout=plgpu.Layout.WGMMA)
+
+
+def load_of_lanes(ref) -> jax.Array:
+    """What `look_up` reads: number i % 128 of a vector of 128 in registers of thread i."""
+    return _load(ref, plgpu.Layout.WG_STRIDED((_THREADS,), 1), optimized=False)
+
+
+def look_up(table: jax.Array, indices: jax.Array, *, first_bit: int, interpret: bool) -> jax.Array:
+    """float32 `table[(indices >> first_bit) & 15]`, one instruction a number between lanes.
+
+    Args:
+        table: float32 [128] of `load_of_lanes`, 16 numbers, repeated.
+        indices: uint16 left operand.
+        first_bit: of the four that are the index.
+        interpret: whether this is jax's interpreter.
+    """
+    if interpret:
+        return table[(indices >> jnp.uint16(first_bit)) & jnp.uint16(15)]
+    layout = plgpu.Layout.WGMMA
+    of_lanes = plgpu.Layout.WG_STRIDED((_THREADS,), 1)
+    out = plgpu.ShapeDtypeStruct(indices.shape, jnp.float32, layout)
+
+    def shuffle(_, table, indices):
+        i32, f32 = ir.IntegerType.get_signless(32), ir.F32Type.get()
+        pair = ir.VectorType.get((2,), f32)
+        (own,) = table.registers.flat
+        own = llvm.bitcast(f32, own)
+        registers = np.empty_like(indices.registers)
+        for at, register in np.ndenumerate(indices.registers):
+            word = llvm.bitcast(i32, register)
+            both = llvm.mlir_undef(pair)
+            for i in range(2):
+                by = arith.constant(i32, ir.IntegerAttr.get(i32, 16 * i + first_bit))
+                # the 16 lanes of each half of a warp hold all; bits above the fourth do not count
+                number: Any = llvm.inline_asm(
+                    f32, [own, arith.shrui(word, by)],
+                    "shfl.sync.idx.b32 $0, $1, $2, 0x100f, 0xffffffff;", "=f,f,r",
+                    has_side_effects=True,
+                )  # fmt: skip
+                place = arith.constant(i32, ir.IntegerAttr.get(i32, i))
+                both = llvm.insertelement(both, number, place)
+            registers[at] = both
+        return type(indices)(_registers=registers, _layout=indices.layout, _is_signed=None)
+
+    inline: Any = plgpu.inline_mgpu(arg_types=(of_lanes, layout), return_type=out)
+    return inline(shuffle)(table, indices)
 
 
 def multiply(total, left: jax.Array, right, staging=None) -> None:
@@ -203,8 +283,23 @@ def store_transposed(value: jax.Array, shared_ref, out_ref) -> None:
     plgpu.copy_smem_to_gmem(shared_ref, out_ref)
 
 
-def wait_stored() -> None:
-    """Until all copies have left shared memory."""
+def store_sums(sums: Sequence[Any], queries: Sequence[Any], out, at_m, columns, shared_ref) -> None:
+    """Each query's sum to its tile of the result, transposed; waits for shared memory.
+
+    Args:
+        sums: of `with_accumulators`, (64, rows) each.
+        queries: index of each sum's query.
+        out: [S, M, N] in global memory.
+        at_m: first row of the tile.
+        columns: slice of 64 columns.
+        shared_ref: (height, 64) of this warpgroup, of the dtype of `out`; height divides rows.
+    """
+    height = shared_ref.shape[0]
+    for s, total in zip(queries, sums, strict=True):
+        value = total[...].astype(out.dtype)
+        for i in range(0, value.shape[1], height):
+            to = out.at[s, pl.ds(at_m + i, height), columns]
+            store_transposed(value[:, i : i + height], shared_ref, to)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 

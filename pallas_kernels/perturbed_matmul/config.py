@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import _autotune
+from pallas_kernels._gpu_tiles import SHARED_BYTES, GpuBlocks, fitted, tiled
 
 _OPERATION = "perturbed_matmul"
 # of a core's vector memory, 64 MiB on the smallest supported TPU
@@ -13,12 +14,6 @@ _MOST_BYTES = 24 * 2**20
 _WIDTH = 128
 # a row of bfloat16 in a GPU's shared memory is 128 bytes, and so deep is a step of a sum
 GPU_DEPTH = 64
-# of a block on Hopper: bytes of shared memory less what barriers take, and columns of 64 sums
-_SHARED = 232448 - 1024
-_SUMS = 256
-# with more, the operands in registers make the tensor cores wait for each other
-_MOST_QUERIES = 4
-_MULTIPROCESSORS = 132
 # fewer steps of a sum than this do not pay for another part
 _LEAST_STEPS = 8
 
@@ -124,25 +119,6 @@ def vmem_bytes(blocks: TpuBlocks, queries: int, item: int, out_item: int) -> int
     return 2 * fetched + p * queries * m * n * 4 + 4 * k * n * 4 + m * n * 4
 
 
-class GpuBlocks(NamedTuple):
-    """Sizes of the Hopper kernel's tiles.
-
-    Attributes:
-        m: rows of x of one query, a multiple of 8; above 64, of 32.
-        n: columns of the result, 64 for each of one or two warpgroups.
-        queries: most that share a tile of noise, up to 4; so many as divide S do. `queries * m` is
-            at most 256, as the sums are held in registers.
-        stages: tiles that are fetched ahead.
-        splits: parts of the sum.
-    """
-
-    m: int
-    n: int
-    queries: int
-    stages: int
-    splits: int
-
-
 def gpu_blocks(directions: int, queries: int, rows: int, k: int, n: int) -> GpuBlocks:
     """Block sizes by a heuristic: least noise made, then enough blocks for all multiprocessors.
 
@@ -153,16 +129,11 @@ def gpu_blocks(directions: int, queries: int, rows: int, k: int, n: int) -> GpuB
         k: length of the sum.
         n: columns of the result.
     """
-    fits = [(_gpu_rows(rows, q), q) for q in range(1, _MOST_QUERIES + 1) if queries % q == 0]
-    m, q = min(fits, key=lambda f: (-(-rows // f[0]) * queries // f[1], f[1]))
-    width = 64 if n <= 64 else 128
-    blocks = directions * (queries // q) * -(-rows // m) * -(-n // width)
-    steps = -(-k // GPU_DEPTH)
-    splits = max(1, min(_MULTIPROCESSORS // blocks, steps // _LEAST_STEPS))
-    stages = 2
-    while stages < 4 and gpu_shared_bytes(GpuBlocks(m, width, q, stages + 1, splits)) <= _SHARED:
-        stages += 1
-    return GpuBlocks(m, width, q, stages, splits)
+    blocks = tiled(directions, queries, rows, n, -(-k // GPU_DEPTH), _LEAST_STEPS)
+    for stages in (3, 4):
+        tried = blocks._replace(stages=stages)
+        blocks = tried if gpu_shared_bytes(tried) <= SHARED_BYTES else blocks
+    return blocks
 
 
 def gpu_candidates(directions: int, queries: int, rows: int, k: int, n: int) -> list[GpuBlocks]:
@@ -173,7 +144,7 @@ def gpu_candidates(directions: int, queries: int, rows: int, k: int, n: int) -> 
         for splits in sorted({1, first.splits, 2 * first.splits}):
             for stages in (first.stages, 2):
                 tried = first._replace(n=width, splits=splits, stages=stages)
-                if tried not in found and gpu_shared_bytes(tried) <= _SHARED:
+                if tried not in found and gpu_shared_bytes(tried) <= SHARED_BYTES:
                     found.append(tried)
     return found
 
@@ -208,25 +179,7 @@ def gpu_fitted(blocks: GpuBlocks, queries: int) -> GpuBlocks:
     Raises:
         ValueError: if the sizes are not as `GpuBlocks` says.
     """
-    m, n, most, stages, splits = blocks
-    if (
-        m < 8 or m % (8 if m <= 64 else 32) or n not in (64, 128)
-        or not 1 <= most <= _MOST_QUERIES or most * m > _SUMS
-        or stages < 2 or splits < 1 or gpu_shared_bytes(blocks) > _SHARED
-    ):  # fmt: skip
-        raise ValueError(
-            f"found {blocks}; needed are m a multiple of 8 (above 64, of 32), n of 64 or 128, "
-            f"1 to {_MOST_QUERIES} queries, queries * m of at most {_SUMS}, 2 or more stages that "
-            f"fit in {_SHARED} bytes, and 1 or more splits"
-        )
-    return blocks._replace(queries=max(q for q in range(1, most + 1) if queries % q == 0))
-
-
-def _gpu_rows(rows: int, queries: int) -> int:
-    """Rows of a tile: as few tiles as fit in registers, of about one size."""
-    tiles = -(-rows // (_SUMS // queries // 32 * 32))
-    each = -(-rows // tiles)
-    return -(-each // 8) * 8 if each <= 64 else -(-each // 32) * 32
+    return fitted(blocks, queries, gpu_shared_bytes(blocks))
 
 
 def _divisor(size: int, most: int) -> int:

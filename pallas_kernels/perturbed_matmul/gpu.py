@@ -13,14 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels import _mosaic_gpu as mosaic
+from pallas_kernels._gpu_tiles import GpuBlocks, round_up, stored_rows, unravel
 from pallas_kernels._tile import DISTRIBUTIONS, like
 from pallas_kernels.perturbed_matmul.config import (
     GPU_DEPTH,
-    GpuBlocks,
     gpu_blocks,
     gpu_fitted,
     gpu_problem,
@@ -54,7 +53,7 @@ def perturbed_matmul_gpu(
     blocks = gpu_blocks(directions, queries, rows, k, n) if config is None else config
     blocks = gpu_fitted(blocks, queries)
     # the keys of rows are made here, once for all blocks; the kernel reads two words a row
-    along = _up(n, blocks.n) if transposed else k
+    along = round_up(n, blocks.n) if transposed else k
     at = address[0] + jnp.arange(along, dtype=jnp.uint32)
     keys = jax.vmap(lambda words: jnp.stack(noise.row_keys(words, at)))(key_words)
     # matrices are copied in pieces of (8, 64); w would have to be copied to be made to fit
@@ -64,13 +63,13 @@ def perturbed_matmul_gpu(
         partial(_body, blocks=blocks, distribution=distribution, transposed=transposed),
         x, w, keys, coefficient, address[1:],
         name="perturbed_matmul",
-        out=like((blocks.splits, directions, queries, x.shape[1], _up(n, 64)), stored, x, w, keys,
-                 coefficient, address),
+        out=like((blocks.splits, directions, queries, x.shape[1], round_up(n, 64)), stored, x, w,
+                 keys, coefficient, address),
         blocks=directions * (queries // blocks.queries) * pl.cdiv(rows, blocks.m)
         * pl.cdiv(n, blocks.n) * blocks.splits,
         warpgroups=blocks.n // mosaic.ROWS,
         scratch=[
-            mosaic.shared((blocks.n // mosaic.ROWS, _stored_rows(blocks.m), mosaic.ROWS), stored),
+            mosaic.shared((blocks.n // mosaic.ROWS, stored_rows(blocks.m), mosaic.ROWS), stored),
             *([mosaic.shared((blocks.n // mosaic.ROWS, mosaic.ROWS, GPU_DEPTH), w.dtype)]
               if interpret else []),
         ],
@@ -88,7 +87,7 @@ def _body(
     _, directions, queries, rows, n = out.shape
     steps = pl.cdiv(pl.cdiv(x.shape[2], GPU_DEPTH), blocks.splits)
     sizes = directions, queries // blocks.queries, pl.cdiv(rows, blocks.m), pl.cdiv(n, blocks.n)
-    p, group, m, column, part = _unravel(mosaic.block_index(), sizes)
+    p, group, m, column, part = unravel(mosaic.block_index(), sizes)
     warpgroup = mosaic.warpgroup_index()
     asked = [group * blocks.queries + s for s in range(blocks.queries)]
     at_m, at_n, at_k = m * blocks.m, column * blocks.n, part * (steps * GPU_DEPTH)
@@ -103,13 +102,7 @@ def _body(
 
         def add_up(*sums):
             loop((sums, scales, start, of_rows))
-            height = result.shape[1]
-            for s, total in zip(asked, sums, strict=True):
-                value = total[...].astype(result.dtype)
-                for i in range(0, blocks.m, height):
-                    to = out.at[part, p, s, pl.ds(at_m + i, height), columns]
-                    mosaic.store_transposed(value[:, i : i + height], result.at[warpgroup], to)
-            mosaic.wait_stored()
+            mosaic.store_sums(sums, asked, out.at[part, p], at_m, columns, result.at[warpgroup])
 
         mosaic.with_accumulators(add_up, blocks.queries, blocks.m)
 
@@ -138,31 +131,16 @@ def _body(
     deep, wide_tile = pl.ds(at_k, steps * GPU_DEPTH), pl.ds(at_n, blocks.n)
     first = p * queries + group * blocks.queries
     x_tiles = x.at[pl.ds(first, blocks.queries), pl.ds(at_m, blocks.m), deep]
-    operands: list[Any] = [(x_tiles, (blocks.queries, blocks.m, GPU_DEPTH), 2, x.dtype)]
+    swizzled = mosaic.swizzled(w.dtype)
+    operands = [mosaic.Fetched(x_tiles, (blocks.queries, blocks.m, GPU_DEPTH), 2, swizzled)]
     if transposed:
-        operands.append((w.at[wide_tile, deep], (blocks.n, GPU_DEPTH), 1, w.dtype))
+        tiles = w.at[wide_tile, deep]
+        operands.append(mosaic.Fetched(tiles, (blocks.n, GPU_DEPTH), 1, swizzled))
     else:
-        operands.append((w.at[deep, wide_tile], (GPU_DEPTH, blocks.n), 0, w.dtype))
-        operands.append((keys.at[p, :, deep], (2, GPU_DEPTH), 1, None))
+        tiles = w.at[deep, wide_tile]
+        operands.append(mosaic.Fetched(tiles, (GPU_DEPTH, blocks.n), 0, swizzled))
+        operands.append(mosaic.Fetched(keys.at[p, :, deep], (2, GPU_DEPTH), 1))
     mosaic.pipeline(
         step, around, operands,
         steps=steps, stages=blocks.stages, warpgroups=blocks.n // mosaic.ROWS,
     )  # fmt: skip
-
-
-def _unravel(index: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
-    """Indices along axes of these sizes, the fastest first, and what is left."""
-    found = []
-    for size in sizes:
-        found.append(lax.rem(index, jnp.int32(size)))
-        index = lax.div(index, jnp.int32(size))
-    return [*found, index]
-
-
-def _stored_rows(m: int) -> int:
-    """Rows of the result that go through shared memory at once: a divisor, at most 64."""
-    return m if m <= 64 else next(h for h in (64, 48, 32) if m % h == 0)
-
-
-def _up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple

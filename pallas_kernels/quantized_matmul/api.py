@@ -1,7 +1,7 @@
 """What a caller sees."""
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from pallas_kernels._gpu_tiles import GpuBlocks
 from pallas_kernels._tile import round_to
 from pallas_kernels.quantized_matmul.config import QuantizedTpuBlocks, select
 from pallas_kernels.quantized_matmul.reference import quantized_matmul_reference
@@ -127,14 +128,14 @@ def _kernel(
 
         config = QuantizedTpuBlocks(**config) if isinstance(config, dict) else config
     else:
-        from pallas_kernels.quantized_matmul.gpu import (  # pyright: ignore[reportMissingImports]
-            quantized_matmul_gpu as kernel,
-        )
-    shape = x.shape
+        from pallas_kernels.quantized_matmul.gpu import quantized_matmul_gpu as kernel
+
+        config = GpuBlocks(**config) if isinstance(config, dict) else config
+    shape, blocks = x.shape, cast(Any, config)
     # queries that share their scales are rows
     wide = x.reshape(1, -1, shape[2]) if scales.shape[0] == 1 else x
     out = kernel(
-        wide, codes, scales, zeros, table, levels=levels, config=config, interpret=interpret,
+        wide, codes, scales, zeros, table, levels=levels, config=blocks, interpret=interpret,
         out_dtype=out_dtype if entries is None else jnp.float32,
     ).reshape(*shape[:2], -1)  # fmt: skip
     if entries is None:

@@ -5,12 +5,17 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from pallas_kernels import _autotune
+from pallas_kernels._gpu_tiles import SHARED_BYTES, GpuBlocks, tiled
 
 _OPERATION = "quantized_matmul"
 _WIDTH = 128
 _MOST_BYTES = 24 * 2**20
 # rows above which entries are set in decoded weights: a correction holds rows x entries numbers
 _MOST_ROWS_OF_ENTRIES = 256
+# rows of a step of the Hopper kernel's sum: what two 4-bit codes of a byte are apart, doubled
+GPU_DEPTH = 128
+# fewer steps of a sum than this do not pay for another part
+_LEAST_STEPS = 4
 
 
 class QuantizedTpuBlocks(NamedTuple):
@@ -71,6 +76,8 @@ def select(
         return _autotune.Choice("xla", f"{rows} rows with entries, which are set in dense weights")
     if choice.implementation == "tpu" and (reason := tpu_problem(k, groups, bits)):
         return _autotune.Choice("xla", reason)
+    if choice.implementation == "gpu" and (reason := gpu_problem(k, n, groups, bits, dtype)):
+        return _autotune.Choice("xla", reason)
     # a block that was fastest for another length or group may not fit this one
     return choice._replace(config=None)
 
@@ -120,6 +127,59 @@ def vmem_bytes(blocks: QuantizedTpuBlocks, queries: int, item: int) -> int:
     m, k, n = blocks
     fetched = queries * m * k * item + k * n + queries * m * n * 4
     return 2 * fetched + queries * m * n * 4 + 6 * k * n * 4
+
+
+def gpu_problem(k: int, n: int, groups: int, bits: int, dtype) -> str:
+    """Why the Hopper kernel cannot do a problem; empty if it can.
+
+    Args:
+        k: rows of the weight.
+        n: columns of the weight.
+        groups: of the scales along K.
+        bits: of a code.
+        dtype: of x.
+    """
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f"the gpu kernel multiplies bfloat16, found {jnp.dtype(dtype).name}"
+    rows = GPU_DEPTH if bits == 4 else 8
+    if k % rows or n % 64:
+        return f"the gpu kernel needs {bits}-bit weights of multiples of ({rows}, 64), found {k, n}"
+    if groups > 1 and k // groups not in (32, 64) and k // groups % GPU_DEPTH:
+        return (
+            f"the gpu kernel needs groups of 32, 64 or multiples of {GPU_DEPTH} rows, or one group "
+            f"of all, found {k // groups}"
+        )
+    return ""
+
+
+def gpu_blocks(
+    queries: int, rows: int, k: int, n: int, groups: int, bits: int, scale_item: int = 2
+) -> GpuBlocks:
+    """Block sizes by a heuristic: least decoding, then enough blocks for all multiprocessors.
+
+    Args:
+        queries: that have scales of their own.
+        rows: of one query.
+        k: rows of the weight.
+        n: columns of the weight.
+        groups: of the scales along K.
+        bits: of a code.
+        scale_item: bytes of a scale.
+    """
+    blocks = tiled(1, queries, rows, n, -(-k // GPU_DEPTH), _LEAST_STEPS)
+    for stages in (3, 4):
+        tried = blocks._replace(stages=stages)
+        needed = gpu_shared_bytes(tried, k // groups, bits, scale_item)
+        blocks = tried if needed <= SHARED_BYTES else blocks
+    return blocks
+
+
+def gpu_shared_bytes(blocks: GpuBlocks, group: int, bits: int, scale_item: int) -> int:
+    """Shared memory of a block: what is fetched ahead, and what is on its way out, in float32."""
+    m, n, queries, stages, _ = blocks
+    scales = max(1, GPU_DEPTH // group) * n * (queries * scale_item + 2)
+    stage = 2 * GPU_DEPTH * queries * m + GPU_DEPTH * bits // 8 * n + scales
+    return stages * stage + 4 * n * min(m, 64)
 
 
 def _depths(k: int, groups: int, bits: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 Of each problem: registers and spilled bytes of a thread, shared memory of a block, whether the
 assembler had to serialise the tensor cores, PTX instructions for one number of w in the inner loop
-(its noise, one perturbed value for each query, and a share of all else), how often its noise is
+(its noise or its decoding, one value for each query, and a share of all else), how often that is
 made for one direction, and the milliseconds in which an H200 issues all that for 6.6 G numbers, the
 matrices of Llama 2 7B: a bound from below, as if nothing else took time. Nothing is run.
 
@@ -11,10 +11,12 @@ Needs the CUDA plugin of the very version of jax, and `ptxas` of CUDA: on the PA
 """
 
 import functools
+import math
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,22 +24,24 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, SingleDeviceSharding
 
+from pallas_kernels._tile import Distribution
 from pallas_kernels.perturbed_matmul import perturbed_matmul
-from pallas_kernels.perturbed_matmul.config import gpu_blocks
+from pallas_kernels.perturbed_matmul.config import GPU_DEPTH, gpu_blocks
+from pallas_kernels.quantized_matmul import quantized_matmul
+from pallas_kernels.quantized_matmul.config import GPU_DEPTH as QUANTIZED_DEPTH
+from pallas_kernels.quantized_matmul.config import gpu_blocks as quantized_gpu_blocks
 from tests.benchmarks.table import finish, parse, show
 from zojax import planning
 
 _NUMBERS = 6.6e9
 # multiprocessors, schedulers of each, lanes, cycles a second
 _LANES = 132 * 4 * 32 * 1.755e9
-# numbers of w that a thread perturbs in a step
-_A_STEP = 64 * 64 // 128
 
 
 class Problem(NamedTuple):
     """Sizes of one `perturbed_matmul`, named as there."""
 
-    distribution: str = "rademacher"
+    distribution: Distribution = "rademacher"
     p: int = 1
     s: int = 2
     m: int = 128
@@ -67,6 +71,51 @@ PROBLEMS = [
 ]
 
 
+class Quantized(NamedTuple):
+    """Sizes of one `quantized_matmul`.
+
+    Attributes:
+        kind: "int8", "int4", "nf4", "zeros" or "table".
+        s: queries, with scales of their own if there are several.
+        m: rows of a query.
+        k: rows of the weight.
+        n: columns of the weight.
+        group: rows that share a scale.
+        scales: dtype of the scales.
+    """
+
+    kind: str
+    s: int = 1
+    m: int = 128
+    k: int = 4096
+    n: int = 4096
+    group: int = 128
+    scales: str = "bfloat16"
+
+    def __str__(self) -> str:
+        sizes = f"[{self.s},{self.m},{self.k}] x {self.n}"
+        return f"{self.kind} {sizes} groups of {self.group} {self.scales}"
+
+
+QUANTIZED = [
+    Quantized("int4"),
+    Quantized("zeros"),
+    Quantized("int8"),
+    Quantized("nf4"),
+    Quantized("table"),
+    Quantized("int4", m=16),
+    Quantized("int4", m=256),
+    Quantized("int4", s=2),
+    Quantized("int4", s=4, m=16),
+    Quantized("nf4", s=2),
+    Quantized("int4", group=64),
+    Quantized("int4", group=32),
+    Quantized("nf4", group=64, scales="float32"),
+    Quantized("int4", scales="float32"),
+    Quantized("int8", group=4096, scales="float32"),
+]
+
+
 class Compiled(NamedTuple):
     """What a kernel takes.
 
@@ -76,7 +125,7 @@ class Compiled(NamedTuple):
         shared: bytes of a block; None before jax 0.12, which does not tell.
         serialised: whether the assembler made products of the tensor cores wait for each other.
         instructions: for a number of w, in PTX.
-        made: times that the noise of a number is made, once for each tile of rows and queries.
+        made: times that a number is perturbed or decoded, once for each tile of rows and queries.
         milliseconds: to issue all of them for 6.6 G numbers and one direction.
     """
 
@@ -98,23 +147,11 @@ def missing() -> str:
     return ""
 
 
-def compiled(problem: Problem) -> Compiled:
+def compiled(problem: Problem | Quantized) -> Compiled:
     """Compiles one problem for an H200 and reads what the assembler said."""
-    device = planning.target_device("h200")
-    sharding = SingleDeviceSharding(device)
-    distribution, p, s, m, k, n, transposed = problem
-    args = [
-        jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for shape, dtype in (
-            ((p, s, m, k), jnp.bfloat16),
-            ((n, k) if transposed else (k, n), jnp.bfloat16),
-            ((p, 2), jnp.uint32),
-            ((p, s), jnp.float32),
-        )
-    ]
-    fn = functools.partial(
-        perturbed_matmul, distribution=distribution, transposed=transposed, implementation="gpu"
-    )
+    fn, shapes, made, a_step = _made(problem)
+    sharding = SingleDeviceSharding(planning.target_device("h200"))
+    args = [jax.ShapeDtypeStruct(*s, sharding=sharding) for s in shapes]
     described = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
     mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=described)
     with tempfile.TemporaryDirectory() as folder:
@@ -126,13 +163,51 @@ def compiled(problem: Problem) -> Compiled:
         finally:
             for name in ("MOSAIC_GPU_DUMP_TO", *dumps):
                 del os.environ[name]
-        blocks = gpu_blocks(p, s, m, k, n)
-        return _read(Path(folder), s // blocks.queries * -(-m // blocks.m))
+        return _read(Path(folder), made, a_step)
 
 
-def _read(folder: Path, made: int) -> Compiled:
+def _made(problem: Problem | Quantized) -> tuple[Callable, list, int, int]:
+    """Function, shapes and dtypes of arguments, times a number is made, and numbers a step."""
+    if isinstance(problem, Quantized):
+        return _quantized(problem)
+    distribution, p, s, m, k, n, transposed = problem
+    shapes = [
+        ((p, s, m, k), jnp.bfloat16),
+        ((n, k) if transposed else (k, n), jnp.bfloat16),
+        ((p, 2), jnp.uint32),
+        ((p, s), jnp.float32),
+    ]
+    fn = functools.partial(
+        perturbed_matmul, distribution=distribution, transposed=transposed, implementation="gpu"
+    )
+    blocks = gpu_blocks(p, s, m, k, n)
+    return fn, shapes, s // blocks.queries * -(-m // blocks.m), 64 * GPU_DEPTH // 128
+
+
+def _quantized(problem: Quantized) -> tuple[Callable, list, int, int]:
+    kind, s, m, k, n, group, scales = problem
+    bits, groups, dtype = 8 if kind == "int8" else 4, k // group, jnp.dtype(scales)
+    shapes = [
+        ((s, m, k), jnp.bfloat16),
+        ((k, n), jnp.int8) if bits == 8 else ((k // 2, n), jnp.uint8),
+        ((s, groups, n) if s > 1 else (groups, n), dtype),
+    ]
+    static = {"int4": tuple(range(-8, 8)), "nf4": tuple(math.sinh(i / 8) for i in range(-8, 8))}
+    more = {"zeros": ((groups, n), jnp.int8), "table": ((16, n), jnp.float32)}
+    levels = static.get(kind)
+
+    def fn(x, codes, scales, *rest):
+        given = {kind: rest[0]} if rest else {"levels": levels} if levels else {}
+        return quantized_matmul(x, codes, scales, **given, implementation="gpu")
+
+    shapes += [more[kind]] if kind in more else []
+    blocks = quantized_gpu_blocks(s, m, k, n, groups, bits, dtype.itemsize)
+    return fn, shapes, s // blocks.queries * -(-m // blocks.m), 64 * QUANTIZED_DEPTH // 128
+
+
+def _read(folder: Path, made: int, a_step: int) -> Compiled:
     (ptx,), (said,) = ([p.read_text() for p in folder.glob(f"*.{e}")] for e in ("ptx", "ptxas"))
-    instructions = _loop(ptx) / _A_STEP
+    instructions = _loop(ptx) / a_step
     resources = "".join(p.read_text() for p in folder.glob("*.resources.txt"))
     return Compiled(
         int(_found(r"Used (\d+) registers", said)),
@@ -169,7 +244,7 @@ def main() -> None:
     args = parse(__doc__ or "")
     if reason := missing():
         raise SystemExit(reason)
-    problems = PROBLEMS[:2] if args.small else PROBLEMS
+    problems = [*PROBLEMS[:2], *QUANTIZED[:2]] if args.small else [*PROBLEMS, *QUANTIZED]
     found: dict[str, Any] = {str(problem): compiled(problem) for problem in problems}
     show([[name, *c] for name, c in found.items()], ["problem", *Compiled._fields])
     finish(args, {name: c._asdict() for name, c in found.items()})

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from pallas_kernels.perturbed_matmul import GpuBlocks, perturbed_matmul
+from pallas_kernels.quantized_matmul import quantized_matmul
 from tests.pallas_kernels import oracle
+from tests.pallas_kernels.quantized import assert_products, make
 from zojax import noise
 
 pytestmark = pytest.mark.device
@@ -120,3 +122,50 @@ def test_it_is_batched_and_scanned_like_plain_jax(hopper):
     )
     # sums in another order, rounded to bfloat16 at each of three layers
     assert np.linalg.norm(found - expected) <= 3 * 2**-8 * np.linalg.norm(expected)
+
+
+# format, queries, rows, k, n, group, dtype of x, zeros; block sizes
+QUANTIZED = {
+    "int4": (("int4", 1, 128, 1024, 512, 128, "bfloat16", False), None),
+    "int4, one row": (("int4", 1, 1, 4096, 4096, 128, "bfloat16", False), None),
+    "int4 with zeros": (("int4", 2, 30, 512, 192, 64, "bfloat16", True), None),
+    "nf4": (("nf4", 1, 300, 1024, 256, 64, "bfloat16", False), None),
+    "nf4, groups of 32": (("nf4", 4, 16, 512, 192, 32, "bfloat16", False), None),
+    "codebook": (("codebook", 2, 100, 512, 192, 512, "bfloat16", False), None),
+    "int8": (("int8", 2, 64, 1024, 512, 256, "bfloat16", False), None),
+    "int8, a sum that ends in a step": (("int8", 1, 17, 200, 64, 200, "bfloat16", False), None),
+    "parts of the sum": (
+        ("int4", 1, 30, 640, 64, 128, "bfloat16", False),
+        GpuBlocks(32, 64, 1, 2, 3),
+    ),
+    "more parts than steps": (
+        ("nf4", 1, 8, 128, 128, 128, "bfloat16", False),
+        GpuBlocks(8, 128, 1, 2, 4),
+    ),
+}
+
+
+def _run_quantized(device, args, **static):
+    fn = jax.jit(functools.partial(quantized_matmul, implementation="gpu", **static))
+    return np.asarray(fn(*jax.device_put(args, device)))
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_decoded_weights_are_the_bits_of_the_definition(name, hopper):
+    """The product with the identity is the decoded weight: a sum of it and zeros."""
+    case, _ = QUANTIZED[name]
+    (_, codes, scales), more, weights = make(case)
+    eye = np.eye(weights.shape[1], dtype=jnp.bfloat16)
+    x = np.broadcast_to(eye, (weights.shape[0], *eye.shape))
+    found = _run_quantized(hopper, (x, codes, scales), **more)
+    np.testing.assert_array_equal(found.astype(np.float64), weights)
+
+
+@pytest.mark.parametrize("out_dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_products_with_decoded_weights_are_those_of_float64(name, out_dtype, hopper):
+    case, blocks = QUANTIZED[name]
+    args, more, weights = make(case)
+    found = _run_quantized(hopper, args, config=blocks, out_dtype=jnp.dtype(out_dtype), **more)
+    assert found.dtype == jnp.dtype(out_dtype)
+    assert_products(found, args[0], weights)

@@ -12,10 +12,9 @@ from pallas_kernels.quantized_matmul import QuantizedTpuBlocks, quantized_matmul
 from pallas_kernels.quantized_matmul.config import tpu_blocks, tpu_problem
 from tests.pallas_kernels import oracle
 from tests.pallas_kernels.implementations import QUANTIZED
+from tests.pallas_kernels.quantized import INT4, NF4, assert_products, make
 from zojax.quantization import Quantized
 
-NF4 = zojax.quantization._formats.FORMATS["nf4"].levels
-INT4 = tuple(range(-8, 8))
 # format, queries, rows, k, n, group, dtype of x, zeros
 CASES = {
     "nf4": ("nf4", 2, 3, 384, 137, 64, "bfloat16", False),
@@ -27,61 +26,23 @@ CASES = {
 }
 
 
-def _make(case, seed=0):
-    """Arguments, those by name, and the weights of each query in float64 from their definition."""
-    name, queries, rows, k, n, group, dtype, has_zeros = case
-    draw = np.random.default_rng(seed)
-    x = draw.standard_normal((queries, rows, k)).astype(jnp.dtype(dtype))
-    groups, length = k // group, -(-k // 2)
-    scales = draw.uniform(0.5, 2.0, (queries, groups, n)).astype(jnp.bfloat16)
-    if name == "int8":
-        codes = draw.integers(-128, 128, (k, n)).astype(np.int8)
-        number, more = codes.astype(np.float64), {}
-    else:
-        codes = draw.integers(0, 256, (length, n)).astype(np.uint8)
-        half = 64 if k % 128 == 0 else length
-        at = np.arange(k)
-        byte = codes[at // (2 * half) * half + at % half]
-        four = np.where((at % (2 * half) < half)[:, None], byte & 15, byte >> 4).astype(int)
-        if has_zeros:
-            zeros = draw.integers(0, 16, (groups, n)).astype(np.int8)
-            number, more = four - np.repeat(zeros.astype(float), group, 0), {"zeros": zeros}
-        elif name == "codebook":
-            table = np.sort(draw.standard_normal((16, n)), 0).astype(np.float32)
-            number, more = np.take_along_axis(table, four, 0).astype(float), {"table": table}
-        else:
-            levels = NF4 if name == "nf4" else INT4
-            number = np.array(levels, np.float32)[four].astype(float)
-            more = {"levels": levels}
-    wide = np.repeat(scales.astype(np.float64), group, 1) * number
-    return (x, codes, scales), more, oracle.rounded(wide, x.dtype)
-
-
-def _assert_products(found, x, weights, extra=0.0):
-    wide = x.astype(np.float64)
-    bound = (x.shape[2] + 1) * 2.0**-24 * (abs(wide) @ abs(weights)) + extra
-    expected = wide @ weights
-    bound = bound + abs(expected) * float(jnp.finfo(found.dtype).eps) / 2
-    oracle.assert_within(found, expected, bound)
-
-
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("implementation", QUANTIZED)
 def test_values_are_those_of_float64(implementation, name):
-    (x, codes, scales), more, weights = _make(CASES[name])
+    (x, codes, scales), more, weights = make(CASES[name])
     how = dict(QUANTIZED[implementation])
     if name == "int8, odd" and "config" in how:
         how["config"] = None  # one block
     run = jax.jit(partial(quantized_matmul, **how), static_argnames="levels")
     found = run(x, codes, scales, **more)
     assert found.dtype == x.dtype
-    _assert_products(found, x, weights)
+    assert_products(found, x, weights)
 
 
 @pytest.mark.parametrize("implementation", QUANTIZED)
 def test_decoded_weights_are_the_same_bits(implementation):
     """Rows of the identity read the weight out."""
-    (_, codes, scales), more, weights = _make(CASES["nf4"])
+    (_, codes, scales), more, weights = make(CASES["nf4"])
     x = np.broadcast_to(np.eye(384, dtype=jnp.bfloat16), (2, 384, 384))
     run = jax.jit(partial(quantized_matmul, **more, **QUANTIZED[implementation]))
     np.testing.assert_array_equal(np.asarray(run(x, codes, scales)).astype(float), weights)
@@ -103,7 +64,7 @@ def test_what_quantize_stores_is_what_is_decoded(format):
 @pytest.mark.parametrize("name", ["int4 with zeros", "codebook"])
 @pytest.mark.parametrize("implementation", QUANTIZED)
 def test_entries_replace_values(implementation, name):
-    (x, codes, scales), more, weights = _make(CASES[name])
+    (x, codes, scales), more, weights = make(CASES[name])
     draw = np.random.default_rng(1)
     size = weights[0].size
     index = np.sort(draw.choice(size, 37, replace=False)).astype(np.int32)
@@ -115,12 +76,12 @@ def test_entries_replace_values(implementation, name):
     replaced = replaced.reshape(weights.shape)
     # a kernel adds the difference, so sums hold the old values too
     extra = 2.0**-22 * abs(x.astype(np.float64)) @ (abs(weights) + abs(replaced))
-    _assert_products(found, x, replaced, extra)
+    assert_products(found, x, replaced, extra)
 
 
 @pytest.mark.parametrize("implementation", QUANTIZED)
 def test_nan_and_infinity_pass_and_stay_where_they_are(implementation):
-    (x, codes, scales), more, weights = _make(CASES["int4 with zeros"])
+    (x, codes, scales), more, weights = make(CASES["int4 with zeros"])
     x[0, 2, 5], x[1, 3, 7] = np.nan, np.inf
     scales[0, 1, 9] = np.nan
     group = np.s_[0, 128:, 9]
@@ -155,7 +116,7 @@ BATCHED = {
     ],
 )
 def test_vmap_is_one_call_after_the_other(implementation, what, shared):
-    (x, codes, scales), _, _ = _make(("int8", 2, 3, 128, 10, 64, "float32", False))
+    (x, codes, scales), _, _ = make(("int8", 2, 3, 128, 10, 64, "float32", False))
     scales = scales[:1] if shared else scales
     index, values = np.array([3, 700, 1279], np.int32), np.ones((1 if shared else 2, 3), np.float32)
     axes = BATCHED[what]
@@ -177,7 +138,7 @@ def test_vmap_is_one_call_after_the_other(implementation, what, shared):
 
 @pytest.mark.parametrize("name", CASES)
 def test_lowers_for_tpu(name):
-    args, more, _ = _make(CASES[name])
+    args, more, _ = make(CASES[name])
     run = partial(quantized_matmul, **more, implementation="tpu")
     lowered = jax.jit(run).trace(*args).lower(lowering_platforms=("tpu",))
     assert lowered.as_text().count("tpu_custom_call") == 1
