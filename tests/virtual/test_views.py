@@ -51,7 +51,7 @@ def _view(draw, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_chain_of_views(kind, data):
     shapes = [s for s in SHAPES if kind in ("gaussian", "rademacher") or len(s) > 1]
