@@ -140,8 +140,8 @@ def test_an_optax_chain_may_ask_for_it():
 FORMATS = ["int8", "int4", "nf4", "codebook"]
 
 
-def _quantized(format, shape=(2, 128, 24)):
-    w = 0.1 * jax.random.normal(jax.random.key(4), shape)
+def _quantized(format, shape=(2, 128, 24), dtype="float32"):
+    w = 0.1 * jax.random.normal(jax.random.key(4), shape, dtype)
     return zojax.quantize({"w": w}, format, group_size=32, where=lambda path: True)["w"]
 
 
@@ -160,6 +160,15 @@ def test_quantised_weights_are_decoded_in_the_kernel(format):
     found = jax.jit(zojax.virtualize(fn, implementation="tpu"))(x, w)
     expected = fn(*(a.astype(np.float64) for a in (np.asarray(x), np.asarray(w.materialize()))))
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "dtype, n, how",
+    [("bfloat16", 64, "kernel"), ("float32", 64, "at use"), ("bfloat16", 65, "at use")],
+)
+def test_the_gpu_kernel_is_taken_where_it_can_decode(dtype, n, how):
+    x, w = jnp.ones((5, 128), dtype), _quantized("nf4", (128, n), dtype)
+    assert _uses(jnp.dot, x, w, implementation="gpu") == [how]
 
 
 def test_queries_share_the_codes_in_the_kernel():

@@ -101,7 +101,7 @@ def _noisy_product(eqn, side, weight, implementation) -> Callable | None:
 def _quantized_product(eqn, side, weight, implementation) -> Callable | None:
     """x @ decoded codes, with entries that replace some or without."""
     from pallas_kernels.quantized_matmul import quantized_matmul, select
-    from pallas_kernels.quantized_matmul.config import tpu_problem
+    from pallas_kernels.quantized_matmul.config import gpu_problem, tpu_problem
 
     contract, batch = eqn.params["dimension_numbers"]
     x_aval = eqn.invars[1 - side].aval
@@ -114,17 +114,18 @@ def _quantized_product(eqn, side, weight, implementation) -> Callable | None:
     (k, n), (summed,) = weight.shape, contract[1 - side]
     order = [*(i for i in range(x_aval.ndim) if i != summed), summed]
     sizes = [x_aval.shape[i] for i in order[:-1]]
-    problem: dict[str, Any] = {
-        "rows": math.prod(sizes), "k": k, "n": n, "groups": operands["scales"].shape[0],
-        "bits": 8 if operands["codes"].dtype == jnp.int8 else 4, "dtype": x_aval.dtype,
-    }  # fmt: skip
+    groups, bits = operands["scales"].shape[0], 8 if operands["codes"].dtype == jnp.int8 else 4
     kind = next((name for name in ("zeros", "table") if operands[name] is not None), "levels")
-    problem["kind"] = "int8" if problem["bits"] == 8 else kind
     if implementation is None:
-        has_entries = weight.entries is not None
-        if select(**problem, has_entries=has_entries).implementation == "xla":
+        choice = select(
+            rows=math.prod(sizes), k=k, n=n, groups=groups, bits=bits, dtype=x_aval.dtype,
+            kind="int8" if bits == 8 else kind, has_entries=weight.entries is not None,
+        )  # fmt: skip
+        if choice.implementation == "xla":
             return None
-    elif implementation == "gpu" or tpu_problem(k, problem["groups"], problem["bits"]):
+    elif implementation == "gpu" and gpu_problem(k, n, groups, bits, x_aval.dtype):
+        return None
+    elif implementation == "tpu" and tpu_problem(k, groups, bits):
         return None
 
     def kernel(x, weight: VirtualArray):
