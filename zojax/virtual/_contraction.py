@@ -17,9 +17,6 @@ from zojax.virtual._report import Report
 
 _UNROLLED_RANK = 8
 _MOST_PANELS = 16
-# XLA on CPU places activations more tightly around low-rank products that are computations of their
-# own; but each then holds its result twice, which is too much where that is so many times its input
-_HEAD = 8
 
 
 class _Cut(NamedTuple):
@@ -64,25 +61,13 @@ def dot_general(eqn, values, report: Report):
     kernel = kernel_product(eqn, side, rest, at_use, report.implementation) if is_dense else None
     report.note(eqn, side, weight, "kernel" if kernel else "at use" if is_dense else "fused")
     if kernel:
-        return _plus_thin(x, kernel(x, replace(rest, name="")), thin)
-    if is_dense:
+        out = kernel(x, replace(rest, name=""))
+    elif is_dense:
         panels, large = (_panels(eqn, side, product, cut) for cut in (_CPU, _OTHER))
         is_stored = not is_formula(rest.base) and rest.entries is None
-        use = dense_use(product, panels, None if is_stored else large)
-        return _plus_thin(x, use(x, replace(rest, name="")), thin)
-
-    def whole(x, base, terms):
-        plans = [(term, plan) for term, (_, plan) in zip(terms, thin, strict=True)]
-        return _plus_thin(x, product(x, base), plans)
-
-    args = (x, rest.base, [term for term, _ in thin])
-    if not thin or eqn.outvars[0].aval.size >= _HEAD * x.size:
-        return whole(*args)
-    return lax.platform_dependent(*args, cpu=outlined(whole), default=whole)
-
-
-def _plus_thin(x, out, thin):
-    """`out` and the thin products of low-rank terms, summed in float32 or wider."""
+        out = dense_use(product, panels, None if is_stored else large)(x, replace(rest, name=""))
+    else:
+        out = product(x, rest.base)
     if not thin:
         return out
     total = out.astype(jnp.promote_types(out.dtype, jnp.float32))
@@ -161,8 +146,7 @@ def _panels(eqn, side: int, product, cut: _Cut):
 
 
 def _factor_plan(eqn, term: LowRank, side: int):
-    """Einsum letters for x . first . second and whether first is the left factor; None where no
-    factor holds all contracted axes."""
+    """Einsum letters for x . first . second, or None where no factor holds all contracted axes."""
     contract, batch = eqn.params["dimension_numbers"]
     axes, batch_axes = contract[side], batch[side]
     real = [i for i in axes if term.shape[i] != 1]
@@ -185,12 +169,11 @@ def _factor_plan(eqn, term: LowRank, side: int):
     w_free = [w[i] for i in range(len(w)) if i not in (*axes, *batch_axes)]
     shared = [w[i] for i in batch_axes]
     out = shared + (w_free + x_free if side == 0 else x_free + w_free)
-    return first is term.left, "".join(w), "".join(x), "".join(out), next(letters)
+    return first, second, "".join(w), "".join(x), "".join(out), next(letters)
 
 
 def _thin_product(x, term: LowRank, plan):
-    left_first, w, x_letters, out, r = plan
-    first, second = (term.left, term.right) if left_first else (term.right, term.left)
+    first, second, w, x_letters, out, r = plan
     x_dtype = jnp.promote_types(x.dtype, jnp.float32)
 
     def present(factor):
