@@ -86,7 +86,10 @@ class OptimizerConfig:
     ] = "auto"
     learning_rate: Annotated[
         float | None,
-        tyro.conf.arg(help="Step size; if not given, 250 / trainables for sgd, 1e-3 for adam."),
+        tyro.conf.arg(
+            help="Step size; if not given, 250 / trainables for sgd, 1e-3 for adam, 1e-2 for adam "
+            "with methods scales and codebook."
+        ),
     ] = None
     decay: Annotated[
         Literal["constant", "linear", "cosine"], tyro.conf.arg(help="Learning rate over the run.")

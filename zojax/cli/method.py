@@ -216,8 +216,10 @@ def optimizer_of(
     if name == "auto":
         name = "sgd" if method == "full" else "adam"
     rate = config.learning_rate
-    if rate is None:
-        rate = 250 / size(trainable) if name == "sgd" else 1e-3
+    if rate is None and name == "adam":
+        rate = 1e-2 if method in _OF_QUANTISED else 1e-3
+    elif rate is None:
+        rate = 250 / size(trainable)
     schedule = {
         "constant": lambda: rate,
         "linear": lambda: optax.linear_schedule(rate, 0.0, steps),
