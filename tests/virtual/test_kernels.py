@@ -38,10 +38,18 @@ PRODUCTS = {
     "part of the rows": (lambda x, w: x @ w[0][16:48], (5, 32)),
 }  # fmt: skip
 
+FAST = ("scan", "transposed", "weight first", "heads")
+
 
 @pytest.mark.parametrize(
     "name, direction",
-    [*((name, zojax.rademacher()) for name in PRODUCTS), ("scan", zojax.gaussian())],
+    [
+        *(
+            pytest.param(name, zojax.rademacher(), marks=() if name in FAST else pytest.mark.slow)
+            for name in PRODUCTS
+        ),
+        pytest.param("scan", zojax.gaussian(), marks=pytest.mark.slow),
+    ],
     ids=[*PRODUCTS, "gaussian"],
 )
 def test_a_forced_kernel_equals_the_dense_weight(name, direction):

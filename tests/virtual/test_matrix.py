@@ -281,7 +281,8 @@ def test_eager(name):
     _assert_close(zojax.virtualize(fn)(w, X), fn(w.materialize(), X))
 
 
-@pytest.mark.parametrize("kind", ["low_rank_1", pytest.param("two_terms", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["low_rank_1", "two_terms"])
 def test_vmap_over_scale(kind):
     """The batch of queries of an estimate: all cases that have no callback, in one program."""
     cases = {n: c for n, c in (VIEWS | USES).items() if n != "callback"}
