@@ -7,6 +7,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,14 +185,19 @@ def choose(
 
 
 def fastest(
-    candidates: Mapping[str, Sequence[tuple[Any, Callable[[], Any]]]], repetitions: int = 5
+    candidates: Mapping[str, Sequence[tuple[Any, Callable[[], Any]]]],
+    args: Sequence[Any],
+    repetitions: int = 5,
+    threads: int = 8,
 ) -> tuple[dict[str, float], dict[str, dict[str, int]]]:
     """Times candidates on the device that is there.
 
     Args:
-        candidates: for each implementation, its (config, function without arguments); the
-            functions are compiled by their first call.
-        repetitions: of which the median counts.
+        candidates: for each implementation, its (config, function that gives what
+            `jax.jit(f).lower` does).
+        args: of each of them.
+        repetitions: of which the median counts; each is of several calls, enqueued without waiting.
+        threads: that compile.
 
     Returns:
         Milliseconds of each implementation's fastest candidate, and its config. A candidate that
@@ -199,23 +205,41 @@ def fastest(
     """
     ms: dict[str, float] = {}
     configs: dict[str, dict[str, int]] = {}
-    for name, tries in candidates.items():
-        for config, call in tries:
-            try:
-                jax.block_until_ready(call())
-            except Exception as error:
-                # too many registers, or more memory than a core has: what a search is to find out
-                print(f"{name} {config}: {type(error).__name__}: {str(error)[:200]}", flush=True)
-                continue
-            found = []
-            for _ in range(repetitions):
-                start = time.perf_counter()
-                jax.block_until_ready(call())
-                found.append(1e3 * (time.perf_counter() - start))
-            took = statistics.median(found)
-            if took < ms.get(name, math.inf):
+    with ThreadPoolExecutor(threads) as pool:
+        tries = [
+            (name, config, _attempt(f"{name} {config}", lambda lower=lower: pool.submit(
+                lower().compile)))
+            for name, tries in candidates.items()
+            for config, lower in tries
+        ]  # fmt: skip
+        for name, config, future in tries:
+            took = future and _attempt(
+                f"{name} {config}", lambda f=future: _milliseconds(f.result(), args, repetitions)
+            )
+            if took is not None and took < ms.get(name, math.inf):
                 ms[name] = took
                 configs.pop(name, None)
                 if config is not None:
                     configs[name] = dict(config._asdict())
     return ms, configs
+
+
+def _attempt(name: str, fn: Callable[[], Any]) -> Any:
+    try:
+        return fn()
+    except Exception as error:
+        # too many registers, or more memory than a core has: what a search is to find out
+        print(f"{name}: {type(error).__name__}: {str(error)[:200]}", flush=True)
+        return None
+
+
+def _milliseconds(call: Callable, args: Sequence[Any], repetitions: int) -> float:
+    jax.block_until_ready(call(*args))
+    found, calls = [], 1
+    for _ in range(repetitions + 1):
+        start = time.perf_counter()
+        jax.block_until_ready([call(*args) for _ in range(calls)][-1])
+        found.append(1e3 * (time.perf_counter() - start) / calls)
+        # enough of them that enqueuing one is hidden by the others
+        calls = max(1, min(20, round(10 / found[0])))
+    return statistics.median(found[1:])

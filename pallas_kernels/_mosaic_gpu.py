@@ -5,6 +5,7 @@ only fetches; operands in registers in the layout that the tensor cores read. Wh
 jax 0.10 and 0.12 is dealt with here and nowhere else.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ _BLOCK, _WARPGROUP = "block", "warpgroup"
 
 _INTERPRETER = getattr(plgpu, "InterpretGPUParams", None)
 HAS_INTERPRETER = _INTERPRETER is not None
+# needed in jax 0.10, deprecated in 0.11, gone in 0.12
+_index = inspect.signature(plgpu.load).parameters.get("idx")
+_INDEX = ((),) if _index is not None and _index.default is inspect.Parameter.empty else ()
 
 
 def block_index() -> jax.Array:
@@ -305,5 +309,4 @@ def store_sums(sums: Sequence[Any], queries: Sequence[Any], out, at_m, columns, 
 
 def _load(ref, layout, optimized: bool = True) -> jax.Array:
     load: Any = plgpu.load
-    index = () if jax.__version_info__ >= (0, 12) else ((),)
-    return load(ref, *index, layout=layout, optimized=optimized)
+    return load(ref, *_INDEX, layout=layout, optimized=optimized)

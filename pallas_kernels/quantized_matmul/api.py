@@ -11,7 +11,7 @@ from jax.custom_batching import custom_vmap
 
 from pallas_kernels._gpu_tiles import GpuBlocks
 from pallas_kernels._tile import round_to
-from pallas_kernels.quantized_matmul.config import QuantizedTpuBlocks, select
+from pallas_kernels.quantized_matmul.config import QuantizedTpuBlocks, kind_of, select
 from pallas_kernels.quantized_matmul.reference import quantized_matmul_reference
 
 IMPLEMENTATIONS = ("xla", "tpu", "gpu")
@@ -105,8 +105,7 @@ def _run(
     kernel = partial(_kernel, **static, interpret=interpret)
     if implementation is not None:
         return kernel(*args, name=implementation, config=config)
-    kind = "int8" if codes.dtype == jnp.int8 else "levels"
-    kind = "zeros" if zeros is not None else "table" if table is not None else kind
+    kind = kind_of(codes, levels, zeros, table)
     choice = select(
         rows=x.shape[1] * (x.shape[0] if scales.shape[0] == 1 else 1), k=x.shape[2],
         n=codes.shape[1], groups=scales.shape[1], bits=8 if kind == "int8" else 4, dtype=x.dtype,

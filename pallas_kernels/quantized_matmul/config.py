@@ -56,7 +56,7 @@ def select(
         groups: of the scales along K.
         bits: 4 or 8, of a code.
         dtype: of x.
-        kind: "int8", "levels", "zeros" or "table".
+        kind: what `kind_of` gives.
         has_entries: whether entries replace decoded values.
         device_kind: as `jax.Device.device_kind`; by default of the device that is compiled for.
 
@@ -79,7 +79,32 @@ def select(
     if choice.implementation == "gpu" and (reason := gpu_problem(k, n, groups, bits, dtype)):
         return _autotune.Choice("xla", reason)
     # a block that was fastest for another length or group may not fit this one
+    if choice.implementation == "gpu" and choice.config:
+        blocks = GpuBlocks(**choice.config)
+        if gpu_shared_bytes(blocks, k // groups, bits, 4) <= SHARED_BYTES:
+            return choice
     return choice._replace(config=None)
+
+
+def kind_of(codes, levels=None, zeros=None, table=None) -> str:
+    """How codes are decoded, as tables of measured times name it.
+
+    Args:
+        codes: of a weight.
+        levels: 16 numbers or None; consecutive integers need no table.
+        zeros: array or None.
+        table: array or None.
+
+    Returns:
+        "int8", "integers", "levels", "zeros" or "table".
+    """
+    if codes.dtype == jnp.int8:
+        return "int8"
+    if levels is None:
+        return "zeros" if zeros is not None else "table"
+    first = levels[0]
+    is_counted = abs(first) <= 128 and all(x == int(first) + i for i, x in enumerate(levels))
+    return "integers" if is_counted else "levels"
 
 
 def tpu_problem(k: int, groups: int, bits: int) -> str:
@@ -172,6 +197,22 @@ def gpu_blocks(
         needed = gpu_shared_bytes(tried, k // groups, bits, scale_item)
         blocks = tried if needed <= SHARED_BYTES else blocks
     return blocks
+
+
+def gpu_candidates(
+    queries: int, rows: int, k: int, n: int, groups: int, bits: int, scale_item: int = 2
+) -> list[GpuBlocks]:
+    """What the autotuner tries: the heuristic's choice first; arguments as for `gpu_blocks`."""
+    first = gpu_blocks(queries, rows, k, n, groups, bits, scale_item)
+    found = [first]
+    for width in (64, 128):
+        for splits in sorted({1, first.splits, 2 * first.splits}):
+            for stages in (first.stages, 2):
+                tried = first._replace(n=width, splits=splits, stages=stages)
+                needed = gpu_shared_bytes(tried, k // groups, bits, scale_item)
+                if tried not in found and needed <= SHARED_BYTES:
+                    found.append(tried)
+    return found
 
 
 def gpu_shared_bytes(blocks: GpuBlocks, group: int, bits: int, scale_item: int) -> int:

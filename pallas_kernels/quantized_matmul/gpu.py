@@ -26,6 +26,7 @@ from pallas_kernels.quantized_matmul.config import (
     gpu_blocks,
     gpu_problem,
     gpu_shared_bytes,
+    kind_of,
 )
 from pallas_kernels.quantized_matmul.reference import HALF, choose
 
@@ -69,7 +70,8 @@ def quantized_matmul_gpu(
     scales = jnp.pad(scales, ((0, 0), short, width))
     zeros = None if zeros is None else jnp.pad(zeros, (short, width))
     table = None if table is None else jnp.pad(table, ((0, 0), width))
-    kind, more = _decoding(levels, zeros, table)
+    kind = kind_of(codes, levels, zeros, table)
+    more = _read(kind, levels, zeros, table)
     args = (x, codes, scales, *more)
     stored = jnp.dtype(out_dtype) if blocks.splits == 1 else jnp.dtype(jnp.float32)
     warpgroups = blocks.n // mosaic.ROWS
@@ -196,19 +198,14 @@ def _body(x, codes, scales, *rest, blocks: GpuBlocks, group: int, kind: str, fir
     )  # fmt: skip
 
 
-def _decoding(levels, zeros, table) -> tuple[str, list[jax.Array]]:
-    """How codes are decoded, and what the kernel reads for it."""
-    if zeros is not None:
+def _read(kind: str, levels, zeros, table) -> list[jax.Array]:
+    """What the kernel reads to decode."""
+    if kind == "zeros":
         # integers of 8 bits are exact in bfloat16, of which vectors can be read
-        return "zeros", [zeros.astype(jnp.bfloat16)]
-    if table is not None:
-        return "table", [table.astype(jnp.float32)]
-    if levels is None:
-        return "int8", []
-    first = levels[0]
-    if abs(first) <= 128 and all(x == int(first) + i for i, x in enumerate(levels)):
-        return "integers", []
-    return "levels", [jnp.tile(jnp.asarray(levels, jnp.float32), 8)]
+        return [zeros.astype(jnp.bfloat16)]
+    if kind == "table":
+        return [table.astype(jnp.float32)]
+    return [jnp.tile(jnp.asarray(levels, jnp.float32), 8)] if kind == "levels" else []
 
 
 def _integers(bytes_: jax.Array, is_high: bool, zero, shape) -> tuple[jax.Array, float]:

@@ -3,7 +3,8 @@
 A step is a two-sided estimate and its SGD update, parameters donated, through the public API, with
 random weights; "in_place" is MeZO's loop: +mu, -2 mu, +mu and the update are four sweeps that draw
 the noise again and write the parameters in place. "both" asks both sides in one pass over the
-weights; "nf4" and "int4" are over layers of that format.
+weights; "nf4" and "int4" are over layers of that format; "kernel" takes the kernels of
+`pallas_kernels`, the others what the library chooses by itself.
 
 All programs are compiled first, in threads of one process, and stored. Each case then runs in a
 process of its own: its peak is what the allocator reports after the first steps, and its times are
@@ -57,8 +58,8 @@ def size(tokens: str) -> tuple[int, ...]:
 
 
 def stored(folder: Path, case: str, tokens: str, program: str) -> Path:
-    """Where a compiled program lies; sweeps know no tokens, forwards no case but their base."""
-    if program == "forward" and case != "both_forwards":
+    """Where a compiled program lies; sweeps know no tokens, forwards within steps only a base."""
+    if program == "forward" and CASES[case].kind != "forward":
         base = CASES[case].base
         case = f"forward_{base}" if base else "forward"
     return folder / f"{case}-{tokens if program != 'sweep' else ''}-{program}"

@@ -27,12 +27,14 @@ class Case(NamedTuple):
         direction: of an estimate or of the sweeps in place; None where there is none.
         batch_size: queries asked at once.
         base: format of the layers' matrices; None for bfloat16.
+        implementation: of products with virtual weights; None for the library's choice.
     """
 
     kind: str
     direction: Callable[[], zojax.Direction] | None = None
     batch_size: int = 1
     base: str | None = None
+    implementation: Any = None
 
 
 CASES = {
@@ -46,11 +48,18 @@ CASES = {
     "sparse_nf4": Case("sparse", base="nf4"),
     "sparse_int4": Case("sparse", base="int4"),
     "rademacher": Case("estimate", zojax.rademacher),
+    "rademacher_both": Case("estimate", zojax.rademacher, batch_size=2),
     "integer_normal": Case("estimate", zojax.integer_normal),
     "gaussian": Case("estimate", zojax.gaussian),
     "in_place_rademacher": Case("in place", zojax.rademacher),
     "in_place_gaussian": Case("in place", zojax.gaussian),
     "plain_jax": Case("plain"),
+    "rademacher_kernel": Case("estimate", zojax.rademacher, implementation="gpu"),
+    "rademacher_both_kernel": Case("estimate", zojax.rademacher, 2, implementation="gpu"),
+    "forward_nf4_kernel": Case("forward", base="nf4", implementation="gpu"),
+    "forward_int4_kernel": Case("forward", base="int4", implementation="gpu"),
+    "sparse_nf4_kernel": Case("sparse", base="nf4", implementation="gpu"),
+    "sparse_int4_kernel": Case("sparse", base="int4", implementation="gpu"),
 }
 
 
@@ -65,9 +74,9 @@ class Program(NamedTuple):
         return jax.jit(self.fn, donate_argnums=(0,) if self.donate else ()).lower(*self.args)
 
 
-def step(loss: Callable, estimator: zojax.Estimator) -> Callable:
+def step(loss: Callable, estimator: zojax.Estimator, implementation=None) -> Callable:
     """`(params, key, tokens) -> (params, loss)`: an estimate and its SGD update."""
-    grad = zojax.value_and_grad(loss, estimator)
+    grad = zojax.value_and_grad(loss, estimator, implementation=implementation)
 
     def run(params, key, tokens):
         value, grads = grad(key, params, tokens)
@@ -77,15 +86,16 @@ def step(loss: Callable, estimator: zojax.Estimator) -> Callable:
     return run
 
 
-def sparse_step(loss: Callable) -> Callable:
+def sparse_step(loss: Callable, implementation=None) -> Callable:
     """`(theta, key, params, index, tokens) -> (theta, loss)` on `zojax.sensitive` entries."""
     tiny = jnp.ones((2, 2))
     merge = zojax.sensitive(tiny, tiny).merge  # the same for all
 
     def of_theta(theta, frozen, tokens):
-        return zojax.virtualize(loss)(merge(theta, frozen), tokens)
+        virtual = zojax.virtualize(loss, implementation=implementation)
+        return virtual(merge(theta, frozen), tokens)
 
-    grad = zojax.value_and_grad(of_theta, zojax.mezo(mu=MU))
+    grad = zojax.value_and_grad(of_theta, zojax.mezo(mu=MU), implementation=implementation)
 
     def run(theta, key, params, index, tokens):
         value, grads = grad(key, theta, SensitiveFrozen(params, index), tokens)
@@ -134,10 +144,12 @@ def programs(case: Case, shape: llama.Shape) -> dict[str, Program]:
     params, tokens = parameters(case, shape), llama.batch(shape)
     if case.kind == "forward":
         both = llama.batch(shape._replace(batch=case.batch_size * shape.batch))
-        return {"forward": Program(zojax.virtualize(loss), (params, both), False)}
+        forward = zojax.virtualize(loss, implementation=case.implementation)
+        return {"forward": Program(forward, (params, both), False)}
     if case.kind == "sparse":
         theta, index = abstract_entries(llama.parameters(shape))
-        return {"step": Program(sparse_step(loss), (theta, key, params, index, tokens), True)}
+        run = sparse_step(loss, case.implementation)
+        return {"step": Program(run, (theta, key, params, index, tokens), True)}
     if case.kind == "plain":
         return {"step": Program(plain_step(loss), (params, key, tokens), True)}
     assert case.direction is not None
@@ -148,7 +160,8 @@ def programs(case: Case, shape: llama.Shape) -> dict[str, Program]:
             "sweep": Program(sweep(case.direction()), (params, key, scale), True),
         }
     estimator = zojax.mezo(mu=MU, direction=case.direction(), batch_size=case.batch_size)
-    return {"step": Program(step(loss, estimator), (params, key, tokens), True)}
+    run = step(loss, estimator, case.implementation)
+    return {"step": Program(run, (params, key, tokens), True)}
 
 
 def initialize(params: Any) -> Any:

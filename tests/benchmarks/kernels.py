@@ -30,6 +30,8 @@ from pallas_kernels.perturbed_matmul import perturbed_matmul
 from pallas_kernels.perturbed_matmul.config import gpu_candidates, tpu_candidates
 from pallas_kernels.perturbed_update import perturbed_update
 from pallas_kernels.quantized_matmul import quantized_matmul
+from pallas_kernels.quantized_matmul.config import gpu_candidates as quantized_gpu_candidates
+from pallas_kernels.quantized_matmul.config import kind_of
 from tests.benchmarks import kernels_compile
 from tests.benchmarks.device_layers import SHAPES, low_rank, seconds
 from tests.benchmarks.table import finish, parse, show
@@ -55,12 +57,9 @@ def one(ws, x, key):
 def perturbed(ws, x, key, distribution: str, **how):
     """Both signs along one direction for each weight."""
     signs = MU * jnp.array([[1.0, -1.0]])
-    return [
-        perturbed_matmul(
-            x[None], w, noise.fold_in(key, i)[None], signs, distribution=distribution, **how
-        )
-        for i, w in enumerate(ws)
-    ]
+    # traced once for all weights
+    product = jax.jit(functools.partial(perturbed_matmul, distribution=distribution, **how))
+    return [product(x[None], w, noise.fold_in(key, i)[None], signs) for i, w in enumerate(ws)]
 
 
 def sweep(ws, key, scale):
@@ -78,7 +77,8 @@ def update(w, keys, coefficients, key, distribution: str, rounded: bool):
 
 
 def quantized(weights, x, levels, **how):
-    return [quantized_matmul(x[:1], *w, levels=levels, **how) for w in weights]
+    product = jax.jit(functools.partial(quantized_matmul, levels=levels, **how))
+    return [product(x[:1], *w) for w in weights]
 
 
 def kernel_of_device() -> dict[str, Any]:
@@ -91,13 +91,14 @@ def kernel_of_device() -> dict[str, Any]:
 
 def compile_all(jobs: dict[Any, tuple[Callable, tuple, tuple]], threads: int) -> dict[Any, Any]:
     """Compiled programs by name, from (function, donated arguments, abstract arguments)."""
-
-    def one_of(fn, donated, args):
-        return jax.jit(fn, donate_argnums=donated).lower(*args).compile()
-
-    found = {}
+    found, futures = {}, {}
     with ThreadPoolExecutor(threads) as pool:
-        futures = {name: pool.submit(one_of, *job) for name, job in jobs.items()}
+        for name, (fn, donated, args) in jobs.items():
+            try:
+                lowered = jax.jit(fn, donate_argnums=donated).lower(*args)
+                futures[name] = pool.submit(lowered.compile)
+            except Exception as error:
+                print(name, type(error).__name__, str(error)[:300], flush=True)
         for name, future in futures.items():
             if error := future.exception():
                 print(name, type(error).__name__, str(error)[:300], flush=True)
@@ -207,34 +208,60 @@ def time_updates(shape: tuple[int, int], args, record: Callable) -> None:
         record(info | {"spread": [rates[0], rates[-1]]})
 
 
-def tune(shapes: dict, all_rows, repetitions: int) -> Path:
-    """Times all block sizes of this device's kernel and plain JAX, and stores the fastest."""
-    kind, how = _autotune.device_kind(), kernel_of_device()
-    name, entries = how["implementation"], []
+def tune(shapes: dict, all_rows, args) -> list[Path]:
+    """Times block sizes of this device's kernels and plain JAX, and stores the fastest."""
+    found = {"perturbed_matmul": [], "quantized_matmul": []}
     for (k, n), count in shapes.items():
         ws = [draw((k, n), i) for i in range(count)]
+        packed = [
+            (draw((k // 2, n), i, jnp.uint8), jnp.full((k // 64, n), 0.005, jnp.bfloat16))
+            for i in range(count)
+        ]
         for rows in all_rows:
             x, key = draw((2, rows, k), 99), jnp.array([1, 2], jnp.uint32)
-            blocks = (
-                gpu_candidates(1, 2, rows, k, n)
-                if name == "gpu"
-                else tpu_candidates(1, 2, rows, k, n, 2, 2)
-            )
-            if "interpret" in how:
-                blocks = blocks[:1]
-            for distribution in DISTRIBUTIONS:
+            problems = [
+                *(("perturbed_matmul", name, (ws, x, key)) for name in DISTRIBUTIONS),
+                *(("quantized_matmul", name, (packed, x)) for name in LEVELS),
+            ]
+            for operation, kind, inputs in problems:
+                tries = candidates(operation, kind, inputs, bool(args.small))
+                if operation == "quantized_matmul":
+                    kind = kind_of(packed[0][0], LEVELS[kind])
+                ms, config = _autotune.fastest(tries, inputs, args.repetitions, args.threads)
+                ms = {who: took / count for who, took in ms.items()}
+                entry = _autotune.Entry(rows, k, n, "bfloat16", kind, ms, config)
+                found[operation].append(entry)
+                print(operation, json.dumps(entry._asdict()), flush=True)
+        device = _autotune.device_kind()
+        paths = [_autotune.store(name, device, entries) for name, entries in found.items()]
+    return paths
 
-                def of(distribution=distribution, ws=ws, x=x, key=key, **how):
-                    fn = functools.partial(perturbed, distribution=distribution, **how)
-                    return functools.partial(jax.jit(fn), ws, x, key)
 
-                tries = {"xla": [(None, of(implementation="xla"))]}
-                tries[name] = [(b, of(**how, config=b)) for b in blocks]
-                ms, config = _autotune.fastest(tries, repetitions)
-                ms = {who: found / len(ws) for who, found in ms.items()}
-                entries.append(_autotune.Entry(rows, k, n, "bfloat16", distribution, ms, config))
-                print(json.dumps(entries[-1]._asdict()), flush=True)
-    return _autotune.store("perturbed_matmul", kind, entries)
+def candidates(operation: str, kind: str, inputs: tuple, is_small: bool) -> dict[str, list]:
+    """Plain JAX, and this device's kernel with each of its block sizes."""
+    how = kernel_of_device()
+    name, (_, rows, k) = how["implementation"], inputs[1].shape
+    n = inputs[0][0][0].shape[-1] if operation == "quantized_matmul" else inputs[0][0].shape[1]
+    if operation == "perturbed_matmul":
+        of = functools.partial(perturbed, distribution=kind)
+        blocks: list = (
+            gpu_candidates(1, 2, rows, k, n)
+            if name == "gpu"
+            else tpu_candidates(1, 2, rows, k, n, 2, 2)
+        )
+    else:
+        of = functools.partial(quantized, levels=LEVELS[kind])
+        blocks = [None] if name == "tpu" else quantized_gpu_candidates(1, rows, k, n, k // 64, 4)
+    # a tile is perturbed or decoded again for each tile of rows, which no search makes up for
+    blocks = blocks[:1] if is_small or rows > 512 else blocks
+
+    def lower(**how):
+        return lambda: jax.jit(functools.partial(of, **how)).lower(*inputs)
+
+    return {
+        "xla": [(None, lower(implementation="xla"))],
+        name: [(b, lower(**how, config=b)) for b in blocks],
+    }
 
 
 def plot(products: list[dict], device: str, path: Path) -> None:
@@ -277,7 +304,7 @@ def main() -> None:
     shapes = {(128, 256): 1} if args.small else SHAPES
     all_rows = args.rows or ((16,) if args.small else ROWS)
     if args.tune:
-        print(f"stored in {tune(shapes, all_rows, args.repetitions)}", flush=True)
+        print("stored in", *tune(shapes, all_rows, args), flush=True)
         return None
     device = jax.devices()[0].device_kind
     result: dict[str, Any] = {"device": device, "jax": jax.__version__}

@@ -117,10 +117,14 @@ def test_what_it_cannot_do_it_refuses(case, message):
 
 
 def test_the_rules_choose_it_only_for_what_it_can_do(monkeypatch):
-    found = _autotune.Choice("gpu", "measured", {"m": 8})
+    blocks = GpuBlocks(8, 128, 1, 4, 1)._asdict()
+    found = _autotune.Choice("gpu", "measured", blocks)
     monkeypatch.setattr(_autotune, "choose", lambda *_, **__: found)
     sizes = {"rows": 8, "k": 256, "n": 128, "groups": 2, "bits": 4, "dtype": jnp.bfloat16}
-    assert select(**sizes, device_kind="NVIDIA H200").implementation == "gpu"
+    assert select(**sizes, device_kind="NVIDIA H200") == found
+    # block sizes that need more shared memory than there is are those of another problem
+    blocks |= {"m": 256, "stages": 9}
+    assert select(**sizes, device_kind="NVIDIA H200") == found._replace(config=None)
     for change in ({"n": 130}, {"k": 192}, {"dtype": jnp.float32}, {"groups": 16}):
         choice = select(**sizes | change, device_kind="NVIDIA H200")
         assert choice.implementation == "xla" and "the gpu kernel" in choice.reason

@@ -101,7 +101,7 @@ def _noisy_product(eqn, side, weight, implementation) -> Callable | None:
 def _quantized_product(eqn, side, weight, implementation) -> Callable | None:
     """x @ decoded codes, with entries that replace some or without."""
     from pallas_kernels.quantized_matmul import quantized_matmul, select
-    from pallas_kernels.quantized_matmul.config import gpu_problem, tpu_problem
+    from pallas_kernels.quantized_matmul.config import gpu_problem, kind_of, tpu_problem
 
     contract, batch = eqn.params["dimension_numbers"]
     x_aval = eqn.invars[1 - side].aval
@@ -115,11 +115,11 @@ def _quantized_product(eqn, side, weight, implementation) -> Callable | None:
     order = [*(i for i in range(x_aval.ndim) if i != summed), summed]
     sizes = [x_aval.shape[i] for i in order[:-1]]
     groups, bits = operands["scales"].shape[0], 8 if operands["codes"].dtype == jnp.int8 else 4
-    kind = next((name for name in ("zeros", "table") if operands[name] is not None), "levels")
+    decoding = (operands[name] for name in ("codes", "levels", "zeros", "table"))
     if implementation is None:
         choice = select(
             rows=math.prod(sizes), k=k, n=n, groups=groups, bits=bits, dtype=x_aval.dtype,
-            kind="int8" if bits == 8 else kind, has_entries=weight.entries is not None,
+            kind=kind_of(*decoding), has_entries=weight.entries is not None,
         )  # fmt: skip
         if choice.implementation == "xla":
             return None
@@ -146,7 +146,9 @@ def _quantized_product(eqn, side, weight, implementation) -> Callable | None:
 
 def _interpreted(implementation: Implementation | None) -> bool:
     """Whether a kernel that is asked for by name can only run in the interpreter."""
-    if implementation is None or jax.default_backend() != "cpu":
+    from pallas_kernels._autotune import device_kind, platform_of
+
+    if implementation is None or platform_of(device_kind()) != "cpu":
         return False
     if implementation == "tpu":
         return True
