@@ -3,8 +3,8 @@
 A step is a two-sided estimate and its SGD update, parameters donated, through the public API, with
 random weights; "in_place" is MeZO's loop: +mu, -2 mu, +mu and the update are four sweeps that draw
 the noise again and write the parameters in place. "both" asks both sides in one pass over the
-weights; "nf4" and "int4" are over layers of that format; "kernel" takes the kernels of
-`pallas_kernels`, the others what the library chooses by itself.
+weights; "nf4" and "int4" are over layers of that format; "xla" takes no kernel, the others what the
+library chooses by itself.
 
 All programs are compiled first, in threads of one process, and stored. Each case then runs in a
 process of its own: its peak is what the allocator reports after the first steps, and its times are
@@ -182,7 +182,9 @@ def measure(args: Any, name: str) -> None:
 
 
 def emit(info: dict) -> None:
-    print(json.dumps(info), flush=True)
+    # in one piece, as threads write at the same time
+    sys.stdout.write(json.dumps(info) + "\n")
+    sys.stdout.flush()
 
 
 def follow(args: Any, worker: str, limit: float) -> list[dict]:
@@ -200,8 +202,9 @@ def follow(args: Any, worker: str, limit: float) -> list[dict]:
     timer = threading.Timer(limit, process.kill)
     timer.start()
     for line in process.stdout:
-        lines.append(json.loads(line))
         print(worker, line, end="", flush=True)
+        if line.startswith("{"):
+            lines.append(json.loads(line))
     if code := process.wait():
         print(f"{worker} ended with {code} (-9: its {limit:.0f} seconds were over)", flush=True)
     timer.cancel()

@@ -54,12 +54,12 @@ CASES = {
     "in_place_rademacher": Case("in place", zojax.rademacher),
     "in_place_gaussian": Case("in place", zojax.gaussian),
     "plain_jax": Case("plain"),
-    "rademacher_kernel": Case("estimate", zojax.rademacher, implementation="gpu"),
-    "rademacher_both_kernel": Case("estimate", zojax.rademacher, 2, implementation="gpu"),
-    "forward_nf4_kernel": Case("forward", base="nf4", implementation="gpu"),
-    "forward_int4_kernel": Case("forward", base="int4", implementation="gpu"),
-    "sparse_nf4_kernel": Case("sparse", base="nf4", implementation="gpu"),
-    "sparse_int4_kernel": Case("sparse", base="int4", implementation="gpu"),
+    "rademacher_xla": Case("estimate", zojax.rademacher, implementation="xla"),
+    "rademacher_both_xla": Case("estimate", zojax.rademacher, 2, implementation="xla"),
+    "forward_nf4_xla": Case("forward", base="nf4", implementation="xla"),
+    "forward_int4_xla": Case("forward", base="int4", implementation="xla"),
+    "sparse_nf4_xla": Case("sparse", base="nf4", implementation="xla"),
+    "sparse_int4_xla": Case("sparse", base="int4", implementation="xla"),
 }
 
 
