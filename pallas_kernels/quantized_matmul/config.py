@@ -10,8 +10,6 @@ from pallas_kernels._gpu_tiles import SHARED_BYTES, GpuBlocks, tiled
 _OPERATION = "quantized_matmul"
 _WIDTH = 128
 _MOST_BYTES = 24 * 2**20
-# rows above which entries are set in decoded weights: a correction holds rows x entries numbers
-_MOST_ROWS_OF_ENTRIES = 256
 # rows of a step of the Hopper kernel's sum: what two 4-bit codes of a byte are apart, doubled
 GPU_DEPTH = 128
 # fewer steps of a sum than this do not pay for another part
@@ -47,7 +45,7 @@ def select(
     """Which implementation `quantized_matmul` takes by itself, and why.
 
     As `pallas_kernels.perturbed_matmul.select`; moreover "xla" where the kernel cannot do the
-    problem, and where entries replace values for more than 256 rows.
+    problem, and where entries replace values.
 
     Args:
         rows: of all queries together if they share the scales, else of one.
@@ -72,8 +70,9 @@ def select(
     )
     if choice.implementation == "xla":
         return choice
-    if has_entries and rows > _MOST_ROWS_OF_ENTRIES:
-        return _autotune.Choice("xla", f"{rows} rows with entries, which are set in dense weights")
+    if has_entries:
+        reason = "to add up what entries change took longer on an H100 than to decode the weight"
+        return _autotune.Choice("xla", reason)
     if choice.implementation == "tpu" and (reason := tpu_problem(k, groups, bits)):
         return _autotune.Choice("xla", reason)
     if choice.implementation == "gpu" and (reason := gpu_problem(k, n, groups, bits, dtype)):

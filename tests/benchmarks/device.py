@@ -119,6 +119,10 @@ def measure(args: Any, name: str) -> None:
     import numpy as np
     from jax.experimental import serialize_executable
 
+    if jax.default_backend() == "gpu":
+        # stored programs with kernels need the runtime that this finds
+        import jax.experimental.pallas.mosaic_gpu  # noqa: F401
+
     folder, case = Path(args.folder), CASES[name]
     gpu = jax.devices()[0]
 
