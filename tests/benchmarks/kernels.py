@@ -264,29 +264,6 @@ def candidates(operation: str, kind: str, inputs: tuple, is_small: bool) -> dict
     }
 
 
-def plot(products: list[dict], device: str, path: Path) -> None:
-    """Milliseconds over rows, a panel for each shape."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    shapes = sorted({tuple(p["shape"]) for p in products})
-    figure, panels = plt.subplots(1, len(shapes), figsize=(5 * len(shapes), 4), squeeze=False)
-    for panel, shape in zip(panels[0], shapes, strict=True):
-        here = [p for p in products if tuple(p["shape"]) == shape]
-        for name in dict.fromkeys(p["name"] for p in here):
-            line = sorted((p["rows"], p["ms"]) for p in here if p["name"] == name)
-            panel.plot(*zip(*line, strict=True), marker="o", label=name)
-        panel.set(
-            xscale="log", yscale="log", xlabel="rows a sign", title=f"{shape[0]} x {shape[1]}"
-        )
-    panels[0][0].set_ylabel(f"ms a weight, {device}")
-    panels[0][-1].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     def add(parser):
         parser.add_argument("--compile", choices=["tpu"], help="compile for devices not there")
@@ -294,7 +271,6 @@ def main() -> None:
         parser.add_argument("--rows", type=int, nargs="+", help=f"by default {ROWS}")
         parser.add_argument("--repetitions", type=int, default=5)
         parser.add_argument("--threads", type=int, default=8, help="that compile")
-        parser.add_argument("--plot", type=Path, help="PNG to write")
         parser.add_argument("--out", type=Path, help="file of results, written as they come")
 
     args = parse(__doc__ or "", add)
@@ -328,8 +304,6 @@ def main() -> None:
         [[u["name"], u["seeds"], u["GB/s"], *u["spread"]] for u in result["updates"]],
         ["update", "seeds", "GB/s", "least", "most"],
     )
-    if args.plot:
-        plot(result["products"], device, args.plot)
     finish(args, result)
 
 
