@@ -141,7 +141,8 @@ def gpu_candidates(directions: int, queries: int, rows: int, k: int, n: int) -> 
     first = gpu_blocks(directions, queries, rows, k, n)
     found = [first]
     for width in (64, 128):
-        for splits in sorted({1, first.splits, 2 * first.splits}):
+        # three parts fill two waves where the tiles are two thirds of one
+        for splits in sorted({1, 3, first.splits, 2 * first.splits}):
             for stages in (first.stages, 2):
                 tried = first._replace(n=width, splits=splits, stages=stages)
                 if tried not in found and gpu_shared_bytes(tried) <= SHARED_BYTES:

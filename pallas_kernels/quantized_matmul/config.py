@@ -205,7 +205,8 @@ def gpu_candidates(
     first = gpu_blocks(queries, rows, k, n, groups, bits, scale_item)
     found = [first]
     for width in (64, 128):
-        for splits in sorted({1, first.splits, 2 * first.splits}):
+        # three parts fill two waves where the tiles are two thirds of one
+        for splits in sorted({1, 3, first.splits, 2 * first.splits}):
             for stages in (first.stages, 2):
                 tried = first._replace(n=width, splits=splits, stages=stages)
                 needed = gpu_shared_bytes(tried, k // groups, bits, scale_item)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 import zojax
 from pallas_kernels.quantized_matmul import QuantizedTpuBlocks, quantized_matmul, select
@@ -46,6 +48,24 @@ def test_decoded_weights_are_the_same_bits(implementation):
     x = np.broadcast_to(np.eye(384, dtype=jnp.bfloat16), (2, 384, 384))
     run = jax.jit(partial(quantized_matmul, **more, **QUANTIZED[implementation]))
     np.testing.assert_array_equal(np.asarray(run(x, codes, scales)).astype(float), weights)
+
+
+@pytest.mark.parametrize("implementation", QUANTIZED)
+def test_shards_are_the_whole(implementation):
+    """Codes in two parts of whole groups and two of columns, scales with them."""
+    (x, codes, scales), more, weights = make(("nf4", 2, 3, 512, 128, 64, "float32", False))
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("rows", "cols"))
+    run = partial(quantized_matmul, **more, **QUANTIZED[implementation])
+
+    @jax.jit
+    @partial(
+        jax.shard_map, mesh=mesh, out_specs=P(None, None, "cols"), check_vma=False,
+        in_specs=(P(None, None, "rows"), P("rows", "cols"), P(None, "rows", "cols")),
+    )  # fmt: skip
+    def sharded(x, codes, scales):
+        return jax.lax.psum(run(x, codes, scales), "rows")
+
+    assert_products(sharded(x, codes, scales), x, weights)
 
 
 @pytest.mark.parametrize("format", ["nf4", "int8", "codebook"])
