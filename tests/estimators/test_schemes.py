@@ -219,10 +219,44 @@ def test_directions_that_are_not_active_are_not_asked(scheme):
         )
 
 
-def test_the_value_is_of_the_queries_that_were_asked():
-    estimator = zojax.mezo(0.5)._replace(scheme=zojax.two_sided(4), active=lambda step: 1)
+@pytest.mark.parametrize("batch_size", [2, 3, 16])
+def test_batches_in_which_no_direction_is_active_are_not_asked(batch_size):
+    """A batch is asked once for all its queries, and what was not asked counts nothing."""
+    calls = []
+
+    def loss(w):
+        def seen(w):
+            calls.append(w)
+            return np.tensordot(w, SLOPE, SLOPE.ndim).astype(np.float32)
+
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        return jax.pure_callback(seen, shape, w, vmap_method="broadcast_all")
+
+    for scheme in (zojax.two_sided, zojax.one_sided):
+        estimator = zojax.mezo(0.5)._replace(scheme=scheme(4), active=lambda step: step)
+        many = estimator._replace(scheme=scheme(4, batch_size=batch_size))
+        one, ask = (jax.jit(zojax.estimate(loss, e)) for e in (estimator, many))
+        for step in (1, 3):
+            expected = one(KEY, W, step=step)
+            calls.clear()
+            found = jax.block_until_ready(ask(KEY, W, step=step))
+            asked = 2 * step if scheme is zojax.two_sided else 1 + step
+            assert len(calls) == -(-asked // batch_size)
+            np.testing.assert_array_equal(found.keys, expected.keys)
+            assert np.all(found.coefficients[step:] == 0)
+            for a, b in (
+                (found.value, expected.value),
+                (found.coefficients, expected.coefficients),
+            ):
+                np.testing.assert_allclose(a, b, rtol=0, atol=64 * SIZE * EPS * 16)
+
+
+@pytest.mark.parametrize("active", [0, 1])
+def test_the_value_is_of_the_queries_that_were_asked(active):
+    """And one direction is asked at least."""
+    estimator = zojax.mezo(0.5)._replace(scheme=zojax.two_sided(4), active=lambda step: active)
     found = zojax.estimate(lambda w: 7 + 0 * w.sum(), estimator)(KEY, W)
-    assert found.value == 7
+    assert found.value == 7 and np.all(np.isfinite(found.coefficients))
 
 
 @pytest.mark.parametrize("active", [1, 3])

@@ -215,11 +215,8 @@ def _candidate(part: Estimator | Adaptive, kept, key, mu, params, step, i):
 
 def _asked(part: Estimator, step) -> int:
     """Queries that are asked at a step: the base, and those of the active directions."""
-    scheme = part.scheme
-    if part.active is None:
-        return scheme.num_queries
-    per_direction, base = divmod(scheme.num_queries, scheme.num_samples)
-    return base + per_direction * min(int(part.active(step)), scheme.num_samples)
+    per_direction, base = divmod(part.scheme.num_queries, part.scheme.num_samples)
+    return base + per_direction * int(part.active_at(step))
 
 
 def _concluded(part: Estimator, key, losses: jax.Array, step) -> Estimate:

@@ -211,5 +211,4 @@ def _moments(quotients, squared, active) -> tuple[jax.Array, jax.Array, jax.Arra
 
 def _active(part: Estimator, step) -> jax.Array:
     number = jnp.arange(part.scheme.num_samples)
-    known = part.scheme.num_samples if part.active is None else part.active(step)
-    return (number < known).astype(jnp.float32)
+    return (number < part.active_at(step)).astype(jnp.float32)

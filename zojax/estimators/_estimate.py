@@ -227,7 +227,7 @@ def concluded(part: Estimator, key, losses: Losses, step) -> Estimate:
     keys, value = part.scheme.keys(key), losses.value
     found = part.shaping(losses, part.mu_at(step), _shaping_key(key))
     if part.active is not None:
-        n, active = part.scheme.num_samples, jnp.asarray(part.active(step))
+        n, active = part.scheme.num_samples, part.active_at(step)
         found = jnp.where(jnp.arange(n) < active, found, 0.0) * (n / active)
         # losses that were not asked are zeros
         value = value if losses.base is not None else value * (n / active)

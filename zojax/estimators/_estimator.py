@@ -21,8 +21,9 @@ class Estimator(NamedTuple):
         shaping: losses to coefficients.
         mu: smoothing parameter, a positive float or a schedule of the step.
         active: how many of the scheme's directions are asked at a step, a schedule of integers;
-            None asks all. The others cost nothing and count nothing. For shapings that treat
-            each direction on its own, as `difference` does.
+            None asks all, and at least one is asked. The others count nothing, and cost nothing but
+            for those that share a batch with one that is asked. For shapings that treat each
+            direction on its own, as `difference` does.
     """
 
     direction: Direction
@@ -34,6 +35,12 @@ class Estimator(NamedTuple):
     def mu_at(self, step) -> jax.Array:
         """mu at a step, float32 scalar."""
         return jnp.asarray(self.mu(step) if callable(self.mu) else self.mu, jnp.float32)
+
+    def active_at(self, step) -> jax.Array:
+        """Directions that are asked at a step, int32 scalar."""
+        n = self.scheme.num_samples
+        asked = n if self.active is None else self.active(step)
+        return jnp.clip(jnp.asarray(asked, jnp.int32), 1, n)
 
 
 class Adaptive(NamedTuple):

@@ -40,29 +40,48 @@ def answers(
         )
         return (loss, slope), aux
 
-    one: Callable = query_one
     queries = (asked_keys, scales)
-    if estimator.active is not None:
+    # a vmapped batch of one would keep a batch axis through the forward for nothing
+    size = None if scheme.batch_size == 1 else scheme.batch_size
+    if estimator.active is None:
+        found, aux = lax.map(query_one, queries, batch_size=size)
+    else:
         # a query belongs to the direction whose key it has; the base is always asked
-        active = jnp.asarray(estimator.active(step), jnp.int32)
         per_direction = scheme.num_queries // scheme.num_samples
         extra = scheme.num_queries - per_direction * scheme.num_samples
         number = jnp.arange(scheme.num_queries) - extra
-        unasked = jax.eval_shape(query_one, (asked_keys[0], scales[0]))
-
-        def query_if_active(query):
-            return lax.cond(
-                query[2],
-                query_one,
-                lambda _: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), unasked),
-                query[:2],
-            )
-
-        one = query_if_active
-        queries = (*queries, number < active * per_direction)
-    # a vmapped batch of one would keep a batch axis through the forward for nothing
-    size = None if scheme.batch_size == 1 else scheme.batch_size
-    found, aux = lax.map(one, queries, batch_size=size)
+        is_asked = number < estimator.active_at(step) * per_direction
+        found, aux = _some(query_one, queries, is_asked, scheme.batch_size)
     aux = jax.tree.map(lambda a: a[0], aux)
     losses = scheme.collect(*found) if scheme.differentiate else scheme.collect(found, None)
     return losses, aux
+
+
+def _some(query_one: Callable, queries: Any, is_asked: jax.Array, size: int) -> Any:
+    """Answers to the queries that are asked, zeros for the others; batches of none are left out."""
+
+    def unless_none(fn):
+        def answer(given):
+            query, asked = given
+            shapes = jax.eval_shape(fn, query)
+            found = lax.cond(
+                jnp.any(asked), fn,
+                lambda _: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), query,
+            )  # fmt: skip
+            wide = lambda a: jnp.expand_dims(asked, range(asked.ndim, a.ndim))  # noqa: E731
+            return jax.tree.map(lambda a: jnp.where(wide(a), a, jnp.zeros_like(a)), found)
+
+        return answer
+
+    given, count = (queries, is_asked), is_asked.shape[0]
+    if size == 1:
+        return lax.map(unless_none(query_one), given)
+    batch, whole = unless_none(jax.vmap(query_one)), count // size * size
+    found = []
+    if whole:
+        batches = jax.tree.map(lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), given)
+        answers = lax.map(batch, batches)
+        found.append(jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), answers))
+    if whole < count:
+        found.append(batch(jax.tree.map(lambda a: a[whole:], given)))
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *found)
