@@ -55,9 +55,12 @@ def test_every_recipe_fits_the_budget_that_it_states():
         tx = recipe.gradient(jax.random.key(0), 1)
         params = init(jax.random.key(0))
         asked.clear()
-        jax.block_until_ready(
-            tx.update(None, tx.init(params), params, value_fn=counted, batch=examples)
-        )
+
+        @jax.jit
+        def ask(params, tx=tx):
+            return tx.update(None, tx.init(params), params, value_fn=counted, batch=examples)
+
+        jax.block_until_ready(ask(params))
         jax.effects_barrier()
         assert len(asked) == recipe.forwards, name
 
@@ -70,6 +73,7 @@ def test_backpropagation_in_an_optax_chain_is_the_gradient():
     jax.tree.map(np.testing.assert_array_equal, found, jax.grad(digits.loss)(params, examples))
 
 
+@pytest.mark.slow
 def test_a_sweep_is_the_gradient_and_as_many_random_directions_are_not():
     sweep, random = means(estimates.sweep_cosine(5, small=True))
     assert sweep > 0.999
@@ -77,6 +81,7 @@ def test_a_sweep_is_the_gradient_and_as_many_random_directions_are_not():
     assert abs(random - 0.5**0.5) < 5 * 0.020 / 5**0.5
 
 
+@pytest.mark.slow
 def test_ranks_keep_the_cosine():
     kept, unbalanced = means(estimates.ranking(3, small=True))  # of five points
     assert kept > 0.93
@@ -84,6 +89,7 @@ def test_ranks_keep_the_cosine():
     assert abs(unbalanced - (1 + 3 / 24) ** -0.5) < 0.05
 
 
+@pytest.mark.slow
 def test_where_the_diagonal_of_hizoo_settles():
     figures = estimates.diagonals(2, small=True)
     assert [f.what.rpartition(": ")[2] for f in figures[3:]] == [

@@ -13,8 +13,8 @@ from zojax.cli import main
 @pytest.mark.parametrize(
     "method",
     [
-        ["full"],
         ["sensitive", "--density", "0.1"],
+        pytest.param(["full"], marks=pytest.mark.slow),
         pytest.param(["lora"], marks=pytest.mark.slow),
         pytest.param(["bias-and-norm"], marks=pytest.mark.slow),
     ],
@@ -36,6 +36,7 @@ def test_every_method_runs_and_its_adapter_gives_the_same_accuracy(
     assert last_json(capsys)["accuracy"] == result["accuracy_after"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_memory_report")
 def test_an_encoder_with_your_own_prompt_and_options_learns(encoder, data, tmp_path, capsys):
     args = [

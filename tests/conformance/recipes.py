@@ -148,6 +148,8 @@ SLOW = (
     "lozo_m",
     "rank_sgd",
     "block_sampling",
+    "fzoo",
+    "deepzero",
 )
 """Those that `make test-slow` runs: their parts are those of the others, or have theory tests in
 `tests/estimators`."""

@@ -11,6 +11,7 @@ import pytest
 
 import zojax
 from tests.directions.trees import TREE, assert_covariance, dense, draws
+from tests.slow import slow_but
 from zojax import noise
 from zojax.directions import combine, perturb
 from zojax.virtual import materialize
@@ -37,11 +38,19 @@ TREEWISE = [
     zojax.blocks(zojax.low_rank(1)),
 ]
 DIRECTIONS = LEAFWISE + TREEWISE
-each_direction = pytest.mark.parametrize("direction", DIRECTIONS, ids=lambda d: d.name)
+# made of the same code as others
+LIKE_OTHERS = {
+    "gaussian()", "integer_normal()", "low_rank(1)", "n_m(gaussian(), 1, 2)", "coordinates(1)",
+    "blocks(low_rank(1))",
+}  # fmt: skip
+FAST = [d.name for d in DIRECTIONS if d.name not in LIKE_OTHERS]
+each_direction = pytest.mark.parametrize(
+    "direction", slow_but(FAST, {d.name: d for d in DIRECTIONS})
+)
 each_leafwise = pytest.mark.parametrize("direction", LEAFWISE, ids=lambda d: d.name)
 
 
-@each_direction
+@pytest.mark.parametrize("direction", DIRECTIONS, ids=lambda d: d.name)
 def test_identity_covariance(direction):
     """E z = 0 and E z z^T = I, over samples and over the steps of what a direction keeps."""
     assert_covariance(draws(direction, TREE), np.eye(18), _rounding(direction))
@@ -126,7 +135,8 @@ def test_perturb_moves_by_scale_times_the_direction(direction):
 
 @pytest.mark.parametrize(
     "direction, count",
-    [(zojax.rademacher(), n) for n in (1, 16, 17, 40)]
+    [(zojax.rademacher(), n) for n in (1, 17)]
+    + [pytest.param(zojax.rademacher(), n, marks=pytest.mark.slow) for n in (16, 40)]
     + [(zojax.integer_normal(), 3), (zojax.low_rank(2), 17), (zojax.sphere(), 3)],
 )
 def test_combine_is_the_mean_in_float64(direction, count):

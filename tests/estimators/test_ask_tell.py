@@ -248,17 +248,25 @@ def test_an_integer_network_learns():
         return jnp.argmax(layer(inner, "out"), axis=1)
 
     right = {"hidden": jnp.full(16, 2e-3), "out": jnp.asarray([1.0, 0.5, 2.0])}
-    truth = predict(right, weights, x)
-    error_rate = lambda log, *args: jnp.mean(  # noqa: E731
-        predict(jax.tree.map(jnp.exp, log), *args) != truth
-    )
+    truth = jax.jit(predict)(right, weights, x)
+
+    @jax.jit
+    def error_rate(log, *args):
+        return jnp.mean(predict(jax.tree.map(jnp.exp, log), *args) != truth)
+
     start = jax.tree.map(jnp.log, {"hidden": jnp.full(16, 2e-3), "out": jnp.ones(3)})
-    assert not any(jnp.any(g) for g in jax.tree.leaves(jax.grad(error_rate)(start, weights, x)))
+    slope = jax.jit(jax.grad(error_rate))(start, weights, x)
+    assert not any(np.any(g) for g in jax.tree.leaves(slope))
     estimator = zojax.Estimator(zojax.gaussian(), zojax.population(16), zojax.standardized(), 0.1)
-    vg = jax.jit(zojax.value_and_grad(error_rate, estimator))
+    vg = zojax.value_and_grad(error_rate, estimator)
     log = start
+
+    @jax.jit
+    def move(log, key):
+        _, grads = vg(key, log, weights, x)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, log, grads)
+
     for step in range(60):
-        _, grads = vg(jax.random.fold_in(KEY, step), log, weights, x)
-        log = jax.tree.map(lambda p, g: p - 0.1 * g, log, grads)
+        log = move(log, jax.random.fold_in(KEY, step))
     before, after = error_rate(start, weights, x), error_rate(log, weights, x)
     assert before > 0.2 and after < before / 2, (before, after)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import zojax
+from tests.slow import slow_but
 from zojax.estimators import Joint
 
 KEY = jax.random.key(0)
@@ -70,7 +71,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("loss, estimator", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("loss, estimator", slow_but(["two_sided", "joint"], CASES))
 def test_signal_and_noise_are_unbiased(loss, estimator):
     """G and T against jax.grad over all data, V and T / B against the error that estimates have."""
     g, t, mean = _truth(loss)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import zojax
+from tests.slow import slow_but
 
 KEY = jax.random.key(0)
 DRAW = np.random.default_rng(0)
@@ -125,7 +126,7 @@ ESTIMATORS = {
 }
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+@pytest.mark.parametrize("estimator", slow_but(["mezo", "ranks"], ESTIMATORS))
 def test_the_suggestion_descends_and_ten_times_it_does_not(estimator):
     params = [W[:4], W[4:].reshape(3, 4)]
     loss = lambda p: _bowl(jnp.concatenate([p[0], p[1].ravel()]))  # noqa: E731

@@ -95,13 +95,18 @@ def test_a_base_is_asked_beside_both_sides():
 @pytest.mark.parametrize(
     "direction",
     [
-        zojax.gaussian(),
         zojax.low_rank(2),
         zojax.sphere(),
-        zojax.coordinates(3),
-        zojax.n_m(zojax.gaussian(), 1, 2),
-        zojax.rademacher(),
         zojax.integer_normal(),
+        *(
+            pytest.param(d, marks=pytest.mark.slow)
+            for d in (
+                zojax.gaussian(),
+                zojax.coordinates(3),
+                zojax.n_m(zojax.gaussian(), 1, 2),
+                zojax.rademacher(),
+            )
+        ),
     ],
     ids=lambda d: d.name,
 )

@@ -7,6 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import zojax
+from tests.slow import slow_but
 from zojax import noise
 from zojax.directions import combine
 
@@ -24,7 +25,14 @@ DIRECTIONS = [
     zojax.n_m(zojax.gaussian(), 2, 4),
     zojax.preconditioned(zojax.low_rank(2), {"b": 2.0, "s": 0.5, "w": np.arange(4.0)}),
 ]
-each_direction = pytest.mark.parametrize("direction", DIRECTIONS, ids=lambda d: d.name)
+# made of the code of others
+LIKE_OTHERS = {
+    "gaussian()", "integer_normal()", "low_rank(1)", "low_rank(3)", "n_m(gaussian(), 2, 4)"
+}  # fmt: skip
+FAST = [d.name for d in DIRECTIONS if d.name not in LIKE_OTHERS]
+each_direction = pytest.mark.parametrize(
+    "direction", slow_but(FAST, {d.name: d for d in DIRECTIONS})
+)
 
 DRAW = np.random.default_rng(0)
 PARAMS = {

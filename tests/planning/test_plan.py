@@ -10,6 +10,7 @@ import pytest
 
 import zojax
 from tests.benchmarks.steps import initialize
+from tests.slow import slow_but
 from zojax import planning, trainables
 from zojax.training import Problem, step, training_functions
 
@@ -107,7 +108,10 @@ def held(*trees) -> int:
     return sum(x.nbytes for x in jax.tree.leaves(trees))
 
 
-@pytest.mark.parametrize("name", CASES)
+FAST = ["full", "sensitive over nf4", "scales"]
+
+
+@pytest.mark.parametrize("name", slow_but(FAST, {name: name for name in CASES}))
 def test_a_plan_is_what_training_holds_and_what_its_programs_report(name):
     abstract = shapes()
     split, estimator, optimizer = CASES[name](initialize(0, abstract))

@@ -38,11 +38,16 @@ def test_unpack_inverts_pack(length, axis, seed):
     shape = [2, 3, 2]
     shape[axis] = length
     codes = np.random.default_rng(seed).integers(0, 16, shape).astype(np.uint8)
-    packed = pack(jnp.asarray(codes), axis)
-    assert packed.shape[axis] == (length + 1) // 2
-    np.testing.assert_array_equal(unpack(packed, axis, length), codes)
     index = np.random.default_rng(seed).integers(0, length, 5).astype(np.int32)
-    rows = unpack_rows(packed, axis, length, jnp.asarray(index))
+
+    @jax.jit
+    def there_and_back(codes, index):
+        packed = pack(codes, axis)
+        return packed, unpack(packed, axis, length), unpack_rows(packed, axis, length, index)
+
+    packed, found, rows = there_and_back(codes, index)
+    assert packed.shape[axis] == (length + 1) // 2
+    np.testing.assert_array_equal(found, codes)
     np.testing.assert_array_equal(rows, codes.take(index, axis))
 
 

@@ -58,6 +58,7 @@ def test_losses_follow_from_the_scores(decoder, data):
     batch = tasks.take(data, np.arange(3))
     classify, logits = tasks.option_scoring(bind)
     generate, _ = tasks.option_scoring(bind, "generation")
+    logits, classify, generate = map(jax.jit, (logits, classify, generate))
     scores = np.asarray(logits(params, batch), np.float64)
     gold = scores[np.arange(3), batch["label"]]
     expected = np.mean(np.log(np.exp(scores).sum(axis=-1)) - gold)
@@ -126,8 +127,7 @@ def test_option_loss_has_the_gradient_of_finite_differences(decoder, data):
     np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=2e-2)
 
 
-@pytest.mark.parametrize("pool", ["mean", "first"])
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("pool, normalize", [("mean", False), ("first", True)])
 def test_head_classifies_pooled_states(wrapping_tokenizer, encoder, pool, normalize):
     bind, params = encoder
     texts, labels = ["he fell", "so the story is a movie", "ok"], [0, 2, 1]

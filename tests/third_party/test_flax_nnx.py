@@ -13,6 +13,7 @@ from tests.third_party.checks import (
     EPS,
     assert_steps_do_not_retrace,
     assert_virtual_is_materialized,
+    but_one_slow,
     covering,
     explained,
     fallbacks,
@@ -85,7 +86,7 @@ def build(name):
     return fn, params, (rest, inputs), depth
 
 
-@pytest.mark.parametrize("name, direction", covering(MODELS))
+@pytest.mark.parametrize("name, direction", but_one_slow(covering(MODELS), dense=True))
 def test_virtual_is_materialized(name, direction):
     fn, params, args, depth = build(name)
     assert_virtual_is_materialized(fn, direction, params, *args, depth=depth, scale=0.1)
@@ -126,7 +127,9 @@ def _loss(model, x):
     return jnp.mean((model(x) - 1) ** 2)
 
 
-@pytest.mark.parametrize("jit", [lambda fn: fn, jax.jit, nnx.jit])
+@pytest.mark.parametrize(
+    "jit", [pytest.param(lambda fn: fn, marks=pytest.mark.slow, id="eager"), jax.jit, nnx.jit]
+)
 def test_a_module_of_weights_alone_is_a_tree_of_parameters(jit):
     model = Linear(nnx.Rngs(0))
     graph, state = nnx.split(model)

@@ -36,12 +36,17 @@ def _assert_coefficient_is_slope(params, slopes, direction):
         products = jax.tree.map(lambda a, p: jnp.sum(a * p), slopes, params)
         return sum(jax.tree.leaves(products))
 
-    found = zojax.estimate(loss, estimator)(KEY, params)
-    z = zojax.gradient(estimator, found.keys, jnp.ones(1), params)
-    sizes = [jnp.abs(a) * (jnp.abs(p) + mu * jnp.abs(d)) for a, p, d in _leaves(slopes, params, z)]
-    size, count = sum(float(jnp.sum(s)) for s in sizes), sum(s.size for s in sizes)
-    slope = sum(float(jnp.sum(a * d)) for a, _, d in _leaves(slopes, params, z))
-    assert abs(float(found.coefficients[0]) - slope) <= count * EPS * size / (2 * mu)
+    @jax.jit
+    def both(params):
+        found = zojax.estimate(loss, estimator)(KEY, params)
+        return found.coefficients, zojax.gradient(estimator, found.keys, jnp.ones(1), params)
+
+    coefficients, z = both(params)
+    leaves = [[np.asarray(a) for a in same] for same in _leaves(slopes, params, z)]
+    sizes = [np.abs(a) * (np.abs(p) + mu * np.abs(d)) for a, p, d in leaves]
+    size, count = sum(float(np.sum(s)) for s in sizes), sum(s.size for s in sizes)
+    slope = sum(float(np.sum(a * d)) for a, _, d in leaves)
+    assert abs(float(coefficients[0]) - slope) <= count * EPS * size / (2 * mu)
     assert abs(slope) > 10 * count * EPS * size  # so that a coefficient of zero would fail
     return z
 

@@ -8,6 +8,7 @@ import pytest
 
 import zojax
 from tests.benchmarks import gpt
+from tests.slow import slow_but
 
 # operations of an estimate over those of the forward pass, for a layer more
 LIMITS = {"low_rank": 2.1, "rademacher": 2.5, "gaussian": 3.1}
@@ -44,7 +45,9 @@ def _added(name: str) -> tuple[int, int]:
     return many - few, len(many_kernels) - len(few_kernels)
 
 
-@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize(
+    "name", slow_but(["low_rank", "gaussian"], {name: name for name in DIRECTIONS})
+)
 def test_a_layer_more_adds_few_operations_and_no_kernels(name):
     operations, kernels = _added(name)
     forward, _ = _added("forward")

@@ -240,28 +240,38 @@ def _compiled(fn):
     return jax.jit(fn)
 
 
-def _both(fn, shape, x=X):
+# kinds whose parts make up all others, and the others
+SOME = ("rademacher", "tall_2", "entries", "two_terms", "nf4")
+OTHERS = tuple(kind for kind in KINDS if kind not in SOME)
+each_kind = pytest.mark.parametrize(
+    "kinds", [SOME, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["some", "others"]
+)
+
+
+def _both(fn, shape, kinds, x=X):
     """What each kind gives, and the function itself on the dense array: one program for each."""
-    virtual, dense = _arrays(shape)
+    virtual, dense = ({kind: arrays[kind] for kind in kinds} for arrays in _arrays(shape))
     virtual_fn, dense_fn = zojax.virtualize(fn), _compiled(fn)
     found = jax.jit(lambda ws, x: {kind: virtual_fn(w, x) for kind, w in ws.items()})(virtual, x)
-    return {kind: (found[kind], dense_fn(dense[kind], x)) for kind in KINDS}
+    return {kind: (found[kind], dense_fn(dense[kind], x)) for kind in kinds}
 
 
+@each_kind
 @pytest.mark.parametrize("name", VIEWS)
-def test_views_are_bit_equal(name):
+def test_views_are_bit_equal(name, kinds):
     shape, fn = VIEWS[name]
-    for kind, (found, expected) in _both(fn, shape).items():
+    for kind, (found, expected) in _both(fn, shape, kinds).items():
         if kind in ("rademacher", "entries"):
             np.testing.assert_array_equal(found, expected, err_msg=kind)
         else:
             _assert_close(found, expected, kind)
 
 
+@each_kind
 @pytest.mark.parametrize("name", USES)
-def test_uses_under_jit(name):
+def test_uses_under_jit(name, kinds):
     shape, fn = USES[name]
-    for kind, (found, expected) in _both(fn, shape).items():
+    for kind, (found, expected) in _both(fn, shape, kinds).items():
         _assert_close(found, expected, kind)
 
 
@@ -424,7 +434,7 @@ SHARDED = {
 def test_shard_map_gives_each_device_its_part(name):
     shape, fn = SHARDED[name]
     x = jnp.asarray(np.random.default_rng(2).standard_normal((4, 8), np.float32))
-    for kind, (found, expected) in _both(fn, shape, x).items():
+    for kind, (found, expected) in _both(fn, shape, KINDS, x).items():
         _assert_close(found, expected, kind)
     tall = make("tall_2", shape)
     uses = zojax.explain(fn)(tall, x).uses

@@ -48,14 +48,17 @@ def zeroth_order(
     Raises:
         ValueError: if `params` or `value_fn` is missing.
 
-    >>> import jax.numpy as jnp, optax, zojax
+    >>> import jax, jax.numpy as jnp, optax, zojax
     >>> loss = lambda w, target: jnp.sum((w - target) ** 2)
     >>> tx = optax.chain(zojax.zeroth_order(zojax.mezo(), key=0), optax.sgd(0.1))
+    >>> @jax.jit
+    ... def step(w, state):
+    ...     updates, state = tx.update(None, state, w, value_fn=loss, target=jnp.ones(2))
+    ...     return optax.apply_updates(w, updates), state
     >>> w = jnp.zeros(2)
     >>> state = tx.init(w)
     >>> for _ in range(60):
-    ...     updates, state = tx.update(None, state, w, value_fn=loss, target=jnp.ones(2))
-    ...     w = optax.apply_updates(w, updates)
+    ...     w, state = step(w, state)
     >>> bool(loss(w, jnp.ones(2)) < 1e-3)
     True
     """
