@@ -70,6 +70,7 @@ def test_a_config_is_enough(folder, capsys, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_quantised_base_is_counted_as_it_is_stored_and_options_meet_no_vocabulary(folder, capsys):
     found = plan(
         capsys, "--config", str(folder / "config.json"), "--method", "sensitive",
@@ -122,6 +123,7 @@ def test_a_quantised_folder_is_planned_from_its_headers(folder, capsys, tmp_path
     assert "is quantised already" in told
 
 
+@pytest.mark.slow
 def test_an_encoder_gets_a_head(tmp_path, capsys):
     content = CONFIG | {"model_type": "bert", "num_hidden_layers": 1, "dtype": "float32"}
     (tmp_path / "config.json").write_text(json.dumps(content))

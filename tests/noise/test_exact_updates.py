@@ -55,7 +55,8 @@ def test_eager_jitted_scanned_and_sharded_are_the_float64_oracle(scale, distribu
     np.testing.assert_array_equal(_jit(dense)(W, KEY, scale), expected)
     np.testing.assert_array_equal(_jit(lambda w, k: dense(w, k, scale))(W, KEY), expected)
     np.testing.assert_array_equal(_jit(scanned)(W, KEY, scale), expected)
-    batched = jax.vmap(dense, (None, None, 0))(W, KEY, jnp.array([scale, 2 * scale], jnp.float32))
+    scales = jnp.array([scale, 2 * scale], jnp.float32)
+    batched = _jit(jax.vmap(dense, (None, None, 0)))(W, KEY, scales)
     np.testing.assert_array_equal(batched[0], expected)
     devices = np.array(jax.devices())
     assert devices.size == 8

@@ -78,7 +78,7 @@ def test_signs_would_see_nothing():
     assert not any(leaf.any() for leaf in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("argument", ["value_fn", "obj_fn"])
+@pytest.mark.parametrize("argument", ["value_fn", pytest.param("obj_fn", marks=pytest.mark.slow)])
 def test_sophia_goes_down_a_badly_scaled_valley(argument):
     """Curvatures from 0.1 to 100 and a gradient made of losses, in one jitted step."""
     curvature = jnp.logspace(-1, 2, 8)
