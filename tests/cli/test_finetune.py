@@ -3,11 +3,13 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from tests.cli.conftest import finetune_args, last_json, save_model
 from zojax import models
-from zojax.cli import main
+from zojax.cli import OptimizerConfig, main
+from zojax.cli.method import optimizer_of
 
 
 @pytest.mark.parametrize(
@@ -117,3 +119,19 @@ def test_the_same_run_from_python(decoder, data, tmp_path):
     assert result["trainable_parameters"] == sum(
         x.size for x in jax.tree.leaves(models.functional(models.load(decoder))[1])
     )
+
+
+@pytest.mark.parametrize(
+    "method, optimizer, expected",
+    [
+        ("sensitive", "auto", 0.1 * (6.0 / 4) ** 0.5),
+        ("sensitive", "sgd", 250 / 4),
+        ("full", "auto", 250 / 4),
+        ("scales", "auto", 1e-2),
+        ("lora", "auto", 1e-3),
+    ],
+)
+def test_the_step_size_follows_from_what_moves(method, optimizer, expected):
+    moves = {"a": jnp.array([1.0, -1.0]), "b": jnp.array([0.0, 2.0])}
+    config = OptimizerConfig(optimizer=optimizer)
+    assert optimizer_of(config, method, 10, moves)[2] == pytest.approx(expected)

@@ -87,8 +87,9 @@ class OptimizerConfig:
     learning_rate: Annotated[
         float | None,
         tyro.conf.arg(
-            help="Step size; if not given, 250 / trainables for sgd, 1e-3 for adam, 1e-2 for adam "
-            "with methods scales and codebook."
+            help="Step size; if not given, 250 / trainables for sgd; for adam a tenth of the root "
+            "mean square of the entries with methods sensitive, random and magnitude, 1e-2 with "
+            "scales and codebook, else 1e-3."
         ),
     ] = None
     decay: Annotated[

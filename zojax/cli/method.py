@@ -22,6 +22,8 @@ from zojax.trainables import is_bias_or_norm, is_head, path_name, size
 _CALIBRATION_CHUNKS, _CALIBRATION_LENGTH = 100, 512
 _OF_ENTRIES = ("sensitive", "random", "magnitude", "n-m")
 _OF_QUANTISED = ("scales", "codebook")
+# where Adam's step is a part of the root mean square of the entries that move
+_OF_FEW, _STEP_OF_ENTRIES = ("sensitive", "random", "magnitude"), 0.1
 
 
 def prepare(config: Finetune, template: Template, splits: Splits) -> tuple[Loaded, zojax.Split]:
@@ -208,6 +210,18 @@ def _flags(params: Any, head: bool) -> Any:
     )
 
 
+def _default_rate(optimizer: str, method: Method, trainable: Any) -> float:
+    if optimizer == "sgd":
+        return 250 / size(trainable)
+    if method in _OF_QUANTISED:
+        return 1e-2
+    if method not in _OF_FEW:
+        return 1e-3
+    # as weights of other sizes need other steps
+    squares = sum(float(jnp.sum(jnp.square(leaf))) for leaf in jax.tree.leaves(trainable))
+    return _STEP_OF_ENTRIES * (squares / size(trainable)) ** 0.5 or 1e-3
+
+
 def optimizer_of(
     config: OptimizerConfig, method: Method, steps: int, trainable: Any
 ) -> tuple[optax.GradientTransformation, str, float]:
@@ -216,10 +230,8 @@ def optimizer_of(
     if name == "auto":
         name = "sgd" if method == "full" else "adam"
     rate = config.learning_rate
-    if rate is None and name == "adam":
-        rate = 1e-2 if method in _OF_QUANTISED else 1e-3
-    elif rate is None:
-        rate = 250 / size(trainable)
+    if rate is None:
+        rate = _default_rate(name, method, trainable)
     schedule = {
         "constant": lambda: rate,
         "linear": lambda: optax.linear_schedule(rate, 0.0, steps),

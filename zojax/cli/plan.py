@@ -38,9 +38,11 @@ def plan(config: Plan) -> dict[str, Any]:
     count = base.count(params)
     method.check_base(config.method, config.base != "none" or base.is_quantised(params))
     split = method.abstract_split(config, _stored(config, params))
-    optimizer, name, _ = method.optimizer_of(
-        config.optimizer, config.method, _STEPS, split.trainable
-    )
+    # what entries are worth is not known; the step size changes no program
+    settings = config.optimizer
+    if settings.learning_rate is None:
+        settings = dataclasses.replace(settings, learning_rate=1e-3)
+    optimizer, name, _ = method.optimizer_of(settings, config.method, _STEPS, split.trainable)
     found = zojax.plan(
         loss,
         params,
