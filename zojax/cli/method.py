@@ -219,7 +219,9 @@ def _default_rate(optimizer: str, method: Method, trainable: Any) -> float:
         return 1e-3
     # as weights of other sizes need other steps
     squares = sum(float(jnp.sum(jnp.square(leaf))) for leaf in jax.tree.leaves(trainable))
-    return _STEP_OF_ENTRIES * (squares / size(trainable)) ** 0.5 or 1e-3
+    rate = _STEP_OF_ENTRIES * (squares / size(trainable)) ** 0.5
+    # two digits: the same wherever the sum is made
+    return float(f"{rate:.1e}") or 1e-3
 
 
 def optimizer_of(
