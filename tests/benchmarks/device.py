@@ -3,8 +3,8 @@
 A step is a two-sided estimate and its SGD update, parameters donated, through the public API, with
 random weights; "in_place" is MeZO's loop: +mu, -2 mu, +mu and the update are four sweeps that draw
 the noise again and write the parameters in place. "both" asks both sides in one pass over the
-weights; "nf4" and "int4" are over layers of that format; "xla" takes no kernel, the others what the
-library chooses by itself.
+weights; "nf4" and "int4" are over layers of that format; "xla" takes no kernel, "kernel" takes
+one wherever it can, the others what the library chooses by itself.
 
 All programs are compiled first, in threads of one process, and stored. Each case then runs in a
 process of its own: its peak is what the allocator reports after the first steps, and its times are

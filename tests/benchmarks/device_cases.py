@@ -56,6 +56,7 @@ CASES = {
     "plain_jax": Case("plain"),
     "rademacher_xla": Case("estimate", zojax.rademacher, implementation="xla"),
     "rademacher_both_xla": Case("estimate", zojax.rademacher, 2, implementation="xla"),
+    "sparse_nf4_kernel": Case("sparse", base="nf4", implementation="gpu"),
     "forward_nf4_xla": Case("forward", base="nf4", implementation="xla"),
     "forward_int4_xla": Case("forward", base="int4", implementation="xla"),
     "sparse_nf4_xla": Case("sparse", base="nf4", implementation="xla"),

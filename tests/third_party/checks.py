@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import zojax
+from tests.slow import slow_but
 from zojax.directions import perturb
 from zojax.virtual import Explanation, materialize
 
@@ -24,24 +24,16 @@ EPS = float(np.finfo(np.float32).eps)
 KEY = 11
 
 
-def covering(models: dict) -> list[tuple[str, str]]:
+def covering(models: dict) -> list:
     """(model, direction): low rank for each, and one of the two dense kinds in turn.
 
-    The two differ in the numbers alone: each use of a weight takes the same way with both.
+    The two differ in the numbers alone: each use of a weight takes the same way with both. Dense
+    ones but for the first are left to `make test-slow`.
     """
-    dense = itertools.cycle(DENSE)
-    return [(name, kind) for name in models for kind in ("low_rank", next(dense))]
-
-
-def but_one_slow(cases: list, dense: bool = False) -> list:
-    """The cases, for `make test-slow` but for the first one; with `dense`, of dense directions."""
-    counted = [case for case in cases if not dense or case[1] in DENSE]
-    return [
-        pytest.param(*(case if dense else (case,)), marks=pytest.mark.slow)
-        if case in counted[1:]
-        else case
-        for case in cases
-    ]
+    kinds = dict(zip(models, itertools.cycle(DENSE)))
+    cases = {f"{m}-{kind}": (m, kind) for m in models for kind in ("low_rank", kinds[m])}
+    first = next(iter(models))
+    return slow_but([*(f"{m}-low_rank" for m in models), f"{first}-{kinds[first]}"], cases)
 
 
 @functools.cache

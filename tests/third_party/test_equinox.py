@@ -9,7 +9,6 @@ import pytest
 from tests.third_party.checks import (
     assert_steps_do_not_retrace,
     assert_virtual_is_materialized,
-    but_one_slow,
     covering,
     explained,
     fallbacks,
@@ -99,7 +98,7 @@ def build(name):
     return fn, params, inputs, depth
 
 
-@pytest.mark.parametrize("name, direction", but_one_slow(covering(MODELS), dense=True))
+@pytest.mark.parametrize("name, direction", covering(MODELS))
 def test_virtual_is_materialized(name, direction):
     fn, params, inputs, depth = build(name)
     assert_virtual_is_materialized(fn, direction, params, inputs, depth=depth, scale=0.1)

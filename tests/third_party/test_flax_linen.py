@@ -10,7 +10,6 @@ from flax import linen as nn
 from tests.third_party.checks import (
     assert_steps_do_not_retrace,
     assert_virtual_is_materialized,
-    but_one_slow,
     covering,
     explained,
     fallbacks,
@@ -85,7 +84,7 @@ def build(name):
     return fn, variables["params"], inputs, depth
 
 
-@pytest.mark.parametrize("name, direction", but_one_slow(covering(MODELS), dense=True))
+@pytest.mark.parametrize("name, direction", covering(MODELS))
 def test_virtual_is_materialized(name, direction):
     fn, params, inputs, depth = build(name)
     assert_virtual_is_materialized(fn, direction, params, inputs, depth=depth, scale=0.1)

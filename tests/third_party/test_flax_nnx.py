@@ -13,7 +13,6 @@ from tests.third_party.checks import (
     EPS,
     assert_steps_do_not_retrace,
     assert_virtual_is_materialized,
-    but_one_slow,
     covering,
     explained,
     fallbacks,
@@ -86,7 +85,7 @@ def build(name):
     return fn, params, (rest, inputs), depth
 
 
-@pytest.mark.parametrize("name, direction", but_one_slow(covering(MODELS), dense=True))
+@pytest.mark.parametrize("name, direction", covering(MODELS))
 def test_virtual_is_materialized(name, direction):
     fn, params, args, depth = build(name)
     assert_virtual_is_materialized(fn, direction, params, *args, depth=depth, scale=0.1)

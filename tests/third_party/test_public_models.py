@@ -13,10 +13,10 @@ import pytest
 from flax import nnx
 
 import zojax
+from tests.slow import slow_but
 from tests.third_party.checks import (
     assert_steps_do_not_retrace,
     assert_virtual_is_materialized,
-    but_one_slow,
     covering,
     explained,
     fallbacks,
@@ -116,7 +116,7 @@ def build(name):
     return *make(), inputs, depth
 
 
-@pytest.mark.parametrize("name, direction", but_one_slow(covering(MODELS), dense=True))
+@pytest.mark.parametrize("name, direction", covering(MODELS))
 def test_virtual_is_materialized(name, direction):
     fn, params, inputs, depth = build(name)
     assert_virtual_is_materialized(fn, direction, params, inputs, depth=depth, scale=0.1)
@@ -129,7 +129,7 @@ def test_every_weight_is_seen_and_none_falls_back_but_these(name):
     assert found == {(leaf, "add") for leaf in ADDED.get(name, ())}
 
 
-@pytest.mark.parametrize("name", but_one_slow(list(MODELS)))
+@pytest.mark.parametrize("name", slow_but([next(iter(MODELS))], {name: name for name in MODELS}))
 def test_steps_do_not_retrace(name):
     fn, params, inputs, _ = build(name)
     assert_steps_do_not_retrace(lambda p, x: jnp.mean(fn(p, x) ** 2), params, inputs)

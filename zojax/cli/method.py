@@ -218,8 +218,11 @@ def _default_rate(optimizer: str, method: Method, trainable: Any) -> float:
     if method not in _OF_FEW:
         return 1e-3
     # as weights of other sizes need other steps
-    squares = sum(float(jnp.sum(jnp.square(leaf))) for leaf in jax.tree.leaves(trainable))
-    rate = _STEP_OF_ENTRIES * (squares / size(trainable)) ** 0.5
+    leaves = jax.tree.leaves(trainable)
+    squares = sum(float(jnp.sum(jnp.square(leaf))) for leaf in leaves)
+    # with one threshold for all matrices, some hold zeros as padding
+    count = sum(int(jnp.count_nonzero(leaf)) for leaf in leaves)
+    rate = _STEP_OF_ENTRIES * (squares / max(count, 1)) ** 0.5
     # two digits: the same wherever the sum is made
     return float(f"{rate:.1e}") or 1e-3
 
