@@ -2,11 +2,18 @@
 
 The model is the GPT-like one with 32 layers that are not scanned, width 256; an estimate is
 two-sided. CPU seconds of compilation, tracing apart; each program is compiled afresh, in turn.
+With `--instructions` instructions are counted instead, by valgrind, which must be installed: a
+busy machine does not change them. That takes a quarter of an hour on two cores.
 """
 
 import functools
+import os
+import re
 import statistics
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -27,37 +34,83 @@ def seconds(fn, *args) -> tuple[float, float]:
     return traced - start, time.process_time() - traced
 
 
-def main() -> None:
-    def add(parser):
-        parser.add_argument("--repetitions", type=int, default=3)
-        parser.add_argument("--layers", type=int, default=32)
+def instructions(layers: int, name: str) -> tuple[float, float]:
+    """(billions of instructions of tracing, billions of compilation), counted by valgrind."""
 
-    args = parse(__doc__ or "", add)
-    layers, repetitions = (4, 1) if args.small else (args.layers, args.repetitions)
+    def count(*options) -> float:
+        command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null",
+                   sys.executable, "-m", __spec__.name, "--layers", str(layers),
+                   "--only", name, *options]  # fmt: skip
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True,
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+        )  # fmt: skip
+        found = re.search(r"Collected : (\d+)", done.stderr)
+        assert found is not None, done.stderr
+        return int(found[1]) / 1e9
+
+    nothing, traced, compiled = count("--no-trace"), count("--no-compile"), count()
+    return traced - nothing, compiled - traced
+
+
+def programs(layers: int) -> dict[str, tuple]:
+    """(function, arguments) of the forward pass and of each estimate."""
     shape = gpt.Shape(layers=layers, width=256, vocabulary=1024)
     params, tokens = gpt.parameters(shape, scanned=False), gpt.batch(shape)
     loss = functools.partial(gpt.loss, heads=shape.heads)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    programs = {"forward": (loss, params, tokens)}
+    found: dict[str, tuple] = {"forward": (loss, params, tokens)}
     for name, direction in DIRECTIONS.items():
         ask = zojax.estimate(loss, zojax.mezo(direction=direction()))
-        programs[name] = (
+        found[name] = (
             lambda k, p, t, ask=ask: jnp.sum(ask(k, p, t).coefficients),
             key,
             params,
             tokens,
         )
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
-    for _ in range(repetitions):
-        for name, program in programs.items():
-            found[name].append(seconds(*program))
+    return found
+
+
+def only(layers: int, name: str, trace: bool, compiled: bool) -> None:
+    """One program, traced and compiled as told."""
+    fn, *args = programs(layers)[name]
+    if trace:
+        lowered = jax.jit(fn).lower(*args)
+        if compiled:
+            lowered.compile()
+
+
+def main() -> None:
+    def add(parser):
+        parser.add_argument("--repetitions", type=int, default=3)
+        parser.add_argument("--layers", type=int, default=32)
+        parser.add_argument("--instructions", action="store_true")
+        parser.add_argument("--only", choices=["forward", *DIRECTIONS])
+        parser.add_argument("--no-trace", action="store_true")
+        parser.add_argument("--no-compile", action="store_true")
+
+    args = parse(__doc__ or "", add)
+    if args.only:
+        return only(args.layers, args.only, not args.no_trace, not args.no_compile)
+    layers, repetitions = (4, 1) if args.small else (args.layers, args.repetitions)
+    found: dict[str, list[tuple[float, float]]] = {}
+    if args.instructions:
+        names, unit = ["forward", *DIRECTIONS], "G"
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            counts = pool.map(functools.partial(instructions, layers), names)
+            found = {name: [count] for name, count in zip(names, counts, strict=True)}
+    else:
+        unit = "s"
+        for _ in range(repetitions):
+            for name, program in programs(layers).items():
+                found.setdefault(name, []).append(seconds(*program))
     rows, result = [], {}
+    forward = statistics.median(t for _, t in found["forward"])
     for name, times in found.items():
         trace, compiled = (statistics.median(t) for t in zip(*times, strict=True))
-        forward = statistics.median(t for _, t in found["forward"])
         result[name] = {"trace": trace, "compile": compiled, "ratio": compiled / forward}
         rows.append([name, trace, compiled, compiled / forward])
-    show(rows, [f"{layers} layers", "trace s", "compile s", "compile / forward's"])
+    show(rows, [f"{layers} layers", f"trace {unit}", f"compile {unit}", "compile / forward's"])
     finish(args, result)
 
 

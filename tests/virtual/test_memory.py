@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import zojax
-from tests.benchmarks import gpt
+from tests.benchmarks import encoder, gpt
 from tests.benchmarks.steps import abstract, initialize, sensitive, sparse_step
 
 
@@ -47,6 +47,16 @@ def test_sparse_entries_need_no_more_than_a_forward(scanned):
     step = sparse_step(loss, merge)
     found = _temporaries(step, abstract(theta), key, abstract(frozen), tokens)
     assert found <= 1.1 * forward, (found, forward)
+
+
+def test_an_encoder_needs_no_more_than_a_forward():
+    # scanned layers of many weights each, all of which a forward pass cuts at its start
+    shape = encoder.Shape(2, 128, 4, 1024, length=64)
+    params, batch = encoder.parameters(shape, scanned=True), encoder.batch(shape)
+    ask = zojax.estimate(encoder.loss, zojax.mezo(direction=zojax.low_rank(1)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    found = _temporaries(lambda k, p, b: ask(k, p, b).coefficients, key, params, batch)
+    assert found <= 1.1 * (forward := _temporaries(encoder.loss, params, batch)), (found, forward)
 
 
 @pytest.mark.parametrize("rank", [2, 8, 32])

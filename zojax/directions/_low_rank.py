@@ -15,7 +15,7 @@ from zojax.directions._direction import (
     floating_leaves,
     own_key,
 )
-from zojax.directions._draw import alike, leaf_key_table
+from zojax.directions._draw import alike, hashed, leaf_key_table
 from zojax.virtual import LowRank, Noise, Term
 from zojax.virtual._noise import ONE
 
@@ -57,18 +57,16 @@ def low_rank(rank: int = 1, refresh: int | None = None, *, key: jax.Array | int 
     def terms(sample_key, params, step=0):
         leaves = floating_leaves(params)
         count = len(leaves)
-        table, kept = leaf_key_table(sample_key, count), 0
-        if refresh is not None:
-            own = leaf_key_table(own_key(key, step, refresh), count)
-            table, kept = jnp.concatenate([table, own]), count
         matrices = [i for i, leaf in enumerate(leaves) if _is_matrix(leaf)]
         vectors = [i for i, leaf in enumerate(leaves) if not _is_matrix(leaf)]
-        drawn = _normals(
-            table,
-            [(i, _LEFT, math.prod(jnp.shape(leaves[i])[:-1]), rank) for i in matrices]
-            + [(kept + i, _RIGHT, jnp.shape(leaves[i])[-1], rank) for i in matrices]
-            + [(i, _LEFT, math.prod(jnp.shape(leaves[i])), 1) for i in vectors],
-        )
+        requests = [(i, _LEFT, math.prod(jnp.shape(leaves[i])[:-1]), rank) for i in matrices]
+        requests += [(i, _RIGHT, jnp.shape(leaves[i])[-1], rank) for i in matrices]
+        requests += [(i, _LEFT, math.prod(jnp.shape(leaves[i])), 1) for i in vectors]
+        keys = noise.words(sample_key)
+        if refresh is not None:
+            is_kept = np.array([tag == _RIGHT for _, tag, _, _ in requests])
+            keys = jnp.where(is_kept[:, None], own_key(key, step, refresh), keys)
+        drawn = _normals(keys, requests)
         right, rest = drawn[len(matrices) :], drawn[2 * len(matrices) :]
         scale = np.float32(rank**-0.5)  # one for all: `scaled_together` multiplies it once
         found = {i: _product(leaves[i], drawn[k], right[k], scale)
@@ -111,8 +109,7 @@ def subspace(rank: int = 16, refresh: int = 1000, *, key: jax.Array | int = 0) -
 
     def terms(sample_key, params, step=0):
         leaves = floating_leaves(params)
-        kept = leaf_key_table(own_key(key, step, refresh), len(leaves))
-        keys = leaf_key_table(sample_key, len(leaves))
+        kept = own_key(key, step, refresh)
         matrices = [i for i, leaf in enumerate(leaves) if _is_matrix(leaf)]
         bases, cores = [], []
         for side in (_LEFT, _RIGHT):
@@ -124,7 +121,7 @@ def subspace(rank: int = 16, refresh: int = 1000, *, key: jax.Array | int = 0) -
             r = min(rank, *_rows_and_columns(leaves[i]))
             layers = jnp.shape(leaves[i])[0] if jnp.ndim(leaves[i]) > 2 else 1
             cores.append((i, _CORE, layers * r, r))
-        bases, cores = _normals(kept, bases, orthonormal=True), _normals(keys, cores)
+        bases, cores = _normals(kept, bases, orthonormal=True), _normals(sample_key, cores)
         found: dict[int, Term] = {}
         for k, i in enumerate(matrices):
             u, v, r = bases[k], bases[k + len(matrices)], cores[k].shape[-1]
@@ -134,6 +131,7 @@ def subspace(rank: int = 16, refresh: int = 1000, *, key: jax.Array | int = 0) -
             # the barrier keeps XLA from multiplying U X again for each entry of the matrix
             left = lax.optimization_barrier(left).reshape(-1, r)
             found[i] = _product(leaves[i], left, v, np.float32(scale))
+        keys = leaf_key_table(sample_key, len(leaves))
         return tuple(
             found[i] if i in found else _dense(keys[i], leaf) for i, leaf in enumerate(leaves)
         )
@@ -173,26 +171,28 @@ def _vector(leaf, values: jax.Array) -> LowRank:
 def _normals(
     keys: jax.Array, requests: list[tuple[int, int, int, int]], orthonormal: bool = False
 ) -> list[jax.Array]:
-    """Standard normals (rows, rank) for each (place of key, tag, rows, rank); or Q of their QR.
+    """Standard normals (rows, rank) for each (leaf, tag, rows, rank); or Q of their QR.
 
-    They are addressed the other way about, a column of the factor being a row of the noise: its key
-    is then hashed `rank` times, not `rows` times.
+    `keys` is one key or one a request, of which that of the leaf is made. The numbers are addressed
+    the other way about, a column of the factor being a row of the noise: its key is then hashed
+    `rank` times, not `rows` times.
     """
     if not requests:
         return []
-    places, tags, _, ranks = np.array(requests, np.uint32).T
-    keys = jax.vmap(noise.fold_in)(keys[places], tags)
-    most = jnp.arange(max(ranks), dtype=jnp.uint32)
-    hashed = jnp.stack(jax.vmap(noise.row_keys, (0, None))(keys, most), axis=1)
+    leaf, tags, _, ranks = np.array(requests, np.uint32).T
+    keys, most = hashed(hashed(keys, leaf), tags), max(ranks)
+    columns = np.tile(np.arange(most, dtype=np.uint32), len(requests))
+    of_columns = hashed(jnp.repeat(keys, most, axis=0) if most > 1 else keys, columns, 0)
+    words = jnp.swapaxes(of_columns.reshape(-1, most, 2), 1, 2)
 
-    def draw(hashed, size):
+    def draw(words, size):
         rows, rank = size
-        first, second = hashed[:, 0, :rank, None], hashed[:, 1, :rank, None]
+        first, second = words[:, 0, :rank, None], words[:, 1, :rank, None]
         cols = jnp.arange(rows, dtype=jnp.uint32)
         drawn = noise.gaussian(noise.bits_of_row_keys(first, second, cols))
         if not orthonormal:
             return drawn
         return jnp.swapaxes(jnp.linalg.qr(jnp.swapaxes(drawn, 1, 2))[0], 1, 2)
 
-    drawn = alike(hashed, [request[2:] for request in requests], draw)
+    drawn = alike(words, [request[2:] for request in requests], draw)
     return [f.get().reshape(-1, 1) if f.shape[0] == 1 else f.get().T for f in drawn]

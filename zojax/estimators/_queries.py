@@ -9,6 +9,7 @@ from jax import lax
 
 from zojax.estimators._estimator import Estimator
 from zojax.estimators._schemes import Losses
+from zojax.virtual._buffer import called
 
 Ask = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
 
@@ -44,7 +45,7 @@ def answers(
     # a vmapped batch of one would keep a batch axis through the forward for nothing
     size = None if scheme.batch_size == 1 else scheme.batch_size
     if estimator.active is None:
-        found, aux = lax.map(query_one, queries, batch_size=size)
+        found, aux = lax.map(called(query_one), queries, batch_size=size)
     else:
         # a query belongs to the direction whose key it has; the base is always asked
         per_direction = scheme.num_queries // scheme.num_samples

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _ROUNDS = 13
-_FOLD_TAG = 0x7A6F6A61
+FOLD_TAG = 0x7A6F6A61
 
 
 def _u32(x) -> jax.Array:
     return jnp.uint32(x) if isinstance(x, int) else jnp.asarray(x).astype(jnp.uint32)
 
 
-def _threefry2x32(key0, key1, x0, x1) -> tuple[jax.Array, jax.Array]:
+def threefry2x32(key0, key1, x0, x1) -> tuple[jax.Array, jax.Array]:
     """Threefry-2x32 with 13 rounds, the fewest that pass BigCrush (Salmon et al., SC 2011)."""
     schedule = (key0, key1, key0 ^ key1 ^ jnp.uint32(0x1BD11BDA))
     x0, x1 = x0 + schedule[0], x1 + schedule[1]
@@ -51,7 +51,7 @@ def words(key: jax.Array) -> jax.Array:
         )
     if data.shape[-1] == 2:
         return data
-    return jnp.stack(_threefry2x32(*(data[..., i] for i in range(4))), axis=-1)
+    return jnp.stack(threefry2x32(*(data[..., i] for i in range(4))), axis=-1)
 
 
 def fold_in(key: jax.Array, data) -> jax.Array:
@@ -65,8 +65,8 @@ def fold_in(key: jax.Array, data) -> jax.Array:
         uint32 words, shape of `data` + (2,).
     """
     w = words(key)
-    tag = jnp.full(jnp.shape(data), _FOLD_TAG, jnp.uint32)
-    return jnp.stack(_threefry2x32(w[..., 0], w[..., 1], _u32(data), tag), axis=-1)
+    tag = jnp.full(jnp.shape(data), FOLD_TAG, jnp.uint32)
+    return jnp.stack(threefry2x32(w[..., 0], w[..., 1], _u32(data), tag), axis=-1)
 
 
 def row_keys(key: jax.Array, rows) -> tuple[jax.Array, jax.Array]:
@@ -81,7 +81,7 @@ def row_keys(key: jax.Array, rows) -> tuple[jax.Array, jax.Array]:
     """
     w = words(key)
     rows = _u32(rows)
-    return _threefry2x32(w[0], w[1], rows, jnp.zeros_like(rows))
+    return threefry2x32(w[0], w[1], rows, jnp.zeros_like(rows))
 
 
 def bits(key: jax.Array, rows, cols) -> jax.Array:
@@ -118,7 +118,7 @@ def bits_of_words(key0: jax.Array, key1: jax.Array, rows, cols) -> jax.Array:
         uint32 array of the broadcast shape.
     """
     rows = _u32(rows)
-    return _mix(*_threefry2x32(key0, key1, rows, jnp.zeros_like(rows)), cols)
+    return _mix(*threefry2x32(key0, key1, rows, jnp.zeros_like(rows)), cols)
 
 
 def bits_of_row_keys(key0: jax.Array, key1: jax.Array, cols) -> jax.Array:

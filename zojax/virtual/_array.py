@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from zojax.virtual._base import dense, is_formula, view
-from zojax.virtual._buffer import after
+from zojax.virtual._buffer import after, cut_after
 from zojax.virtual._entries import Entries
 from zojax.virtual._noise import Noise
 from zojax.virtual._term import Term
@@ -124,6 +124,13 @@ class VirtualArray:
         else:
             first = first.scaled(after(x, jnp.ones((), jnp.float32)))
         return replace(self, terms=(first, *rest))
+
+    def base_after(self, x: jax.Array) -> jax.Array:
+        """The dense base; one cut out of a stack is not cut before `x` is there."""
+        here = self.origin
+        if here is None or here.layer is None:
+            return self.base
+        return lax.transpose(cut_after(x, here.array, here.layer), here.permutation)
 
     def rows(self, index: jax.Array, axis: int, picked: jax.Array) -> jax.Array:
         """Rows at `index` along `axis`, given the base's own rows `picked` (index axes first)."""

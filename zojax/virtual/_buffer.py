@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.extend.core as jex_core
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
@@ -15,6 +16,7 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from zojax import _compat
+from zojax.virtual._dependence import has_other_work
 
 
 def outlined(fn: Callable) -> Callable:
@@ -54,45 +56,85 @@ def outlined(fn: Callable) -> Callable:
     return call
 
 
+def called(fn: Callable) -> Callable:
+    """`fn` as one call that XLA does not inline on CPU, so that a loop around it compiles faster.
+
+    Where a large part of it is the same in all iterations XLA shall take that out of the loop, and
+    nothing is changed.
+    """
+
+    def body(*args):
+        # of the call, not of those inside: lowering would give it to all that it makes
+        with set_xla_metadata(inlineable="true"):
+            return fn(*args)
+
+    def call(*args):
+        leaves = jax.tree.leaves(args)
+        closed, shapes = jax.make_jaxpr(jax.jit(body), return_shape=True)(*args)
+        inlined = jex_core.jaxpr_as_fun(closed)
+        if has_other_work(closed, [True] * len(leaves)):
+            return jax.tree.unflatten(jax.tree.structure(shapes), inlined(*leaves))
+
+        def apart(*leaves):
+            with set_xla_metadata(inlineable="false"):
+                return inlined(*leaves)
+
+        out = lax.platform_dependent(*leaves, cpu=apart, default=inlined)
+        return jax.tree.unflatten(jax.tree.structure(shapes), out)
+
+    return call
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["stack", "row", "column"],
+    data_fields=["square", "row", "column"],
     meta_fields=["shape"],
 )
 @dataclass(frozen=True)
 class Slice:
-    """A slice of a stack of small arrays, cut where it is used: from `column` on in row `row`."""
+    """One of many small arrays that are stored in a square, cut out where it is used."""
 
-    stack: jax.Array
+    square: jax.Array
     row: jax.Array
     column: jax.Array
     shape: tuple[int, ...]
 
     def get(self) -> jax.Array:
         """The slice."""
-        sizes = (1, math.prod(self.shape))
-        return lax.dynamic_slice(self.stack, (self.row, self.column), sizes).reshape(self.shape)
+        starts = (self.row, self.column, jnp.zeros_like(self.row))
+        cut = lax.dynamic_slice(self.square, starts, (1, 1, self.square.shape[2]))
+        return cut.reshape(self.shape)
 
 
-def stack_size(count: int) -> int:
-    """How many slices a stack must have for `slices` to cut `count` from it."""
+def square_size(count: int) -> int:
+    """How many arrays a square of at least `count` arrays has."""
     return -(-count // _side(count)) * _side(count)
 
 
-def slices(stacks: Sequence[jax.Array], counts: Sequence[int]) -> list[list[Slice]]:
-    """Slices of stacks of small arrays, so that equal uses of different slices compile once.
+def in_square(arrays: jax.Array, count: int) -> jax.Array:
+    """`square_size(count)` small arrays along the first axis, as `slices` wants them."""
+    side, (size, *shape) = _side(count), arrays.shape
+    return arrays.reshape(size // side, side, math.prod(shape))
+
+
+def slices(
+    squares: Sequence[jax.Array], counts: Sequence[int], shapes: Sequence[tuple[int, ...]]
+) -> list[list[Slice]]:
+    """Slices of squares of small arrays, so that equal uses of different slices compile once.
 
     XLA fuses a slice into its use, and each offset makes another kernel to compile. On CPU the
-    place of a slice is therefore two numbers that XLA does not know.
+    place of a slice is therefore two numbers that XLA does not know, and nothing else that uses
+    would share: XLA writes a kernel otherwise where a part of it has been seen before.
 
     Args:
-        stacks: arrays (`stack_size(count)`, ...).
+        squares: as from `in_square`.
         counts: how many slices of each, at least 1.
+        shapes: of the slices of each.
 
     Returns:
-        The first `count` slices of each stack.
+        The first `count` slices of each square.
     """
-    if not stacks:
+    if not squares:
         return []
     most = max(2, *map(_side, counts))
 
@@ -100,17 +142,14 @@ def slices(stacks: Sequence[jax.Array], counts: Sequence[int]) -> list[list[Slic
         places = [jnp.uint32(i) for i in range(most)]
         return places, places
 
-    traced = any(isinstance(x, Tracer) for x in stacks)
+    traced = any(isinstance(x, Tracer) for x in squares)
     rows, columns = (
         lax.platform_dependent(cpu=partial(_unknown, most), default=known) if traced else known()
     )
     out = []
-    for x, count in zip(stacks, counts, strict=True):
-        side, shape = _side(count), x.shape[1:]
-        square = x.reshape(x.shape[0] // side, side * math.prod(shape))
-        starts = [column * jnp.uint32(math.prod(shape)) for column in columns[:side]]
-        places = [divmod(i, side) for i in range(count)]
-        out.append([Slice(square, rows[row], starts[column], shape) for row, column in places])
+    for square, count, shape in zip(squares, counts, shapes, strict=True):
+        places = [divmod(i, square.shape[1]) for i in range(count)]
+        out.append([Slice(square, rows[row], columns[column], shape) for row, column in places])
     return out
 
 
@@ -138,22 +177,53 @@ def after(x: jax.Array, value: jax.Array, strictly: bool = False) -> jax.Array:
     before the program is scheduled. On CPU, and on a GPU where it must be strict, the value is made
     to depend on one element, in a way that no compiler may remove.
     """
-    if not jnp.issubdtype(x.dtype, jnp.floating) or x.size == 0:
-        return value
-
-    def depend(x, value):
-        first = lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(())
-        bad = jnp.nan if jnp.issubdtype(value.dtype, jnp.floating) else 0
-        return jnp.where(jnp.isnan(first), jnp.asarray(bad, value.dtype), value)
 
     def barrier(x, value):
         return lax.optimization_barrier((x, value))[1]
 
-    value = _compat.varying_like(value, x)
-    x = lax.stop_gradient(x)
+    value, x = _compat.varying_like(value, x), lax.stop_gradient(x)
     if strictly:
-        return lax.platform_dependent(x, value, tpu=barrier, default=depend)
-    return lax.platform_dependent(x, value, cpu=depend, default=barrier)
+        return lax.platform_dependent(x, value, tpu=barrier, default=_depend)
+    return lax.platform_dependent(x, value, cpu=_depend, default=barrier)
+
+
+def cut_after(x: jax.Array, stack: jax.Array, index: jax.Array) -> jax.Array:
+    """`stack[index]`, on CPU not before `x` is there: not from the start of a layer on."""
+    return _cut_after(lax.stop_gradient(x), stack, _compat.varying_like(index, x))
+
+
+def _cut(x, stack, index):
+    return lax.dynamic_index_in_dim(stack, index, 0, keepdims=False)
+
+
+@custom_vmap
+def _cut_alone(x, stack, index):
+    def late(x, stack, index):
+        return _cut(x, stack, _depend(x, index))
+
+    # the first element is taken inside: a second use of `x` would change how XLA makes `x`
+    return lax.platform_dependent(x, stack, index, cpu=outlined(late), default=_cut)
+
+
+@_cut_alone.def_vmap
+def _(size, is_batched, x, stack, index):
+    _, *batched = is_batched
+    axes = [0 if b else None for b in batched]
+    if not any(batched):
+        return _cut(x, stack, index), False
+    return jax.vmap(partial(_cut, None), axes)(stack, index), True
+
+
+_cut_after: Any = jax.custom_jvp(_cut_alone)
+_cut_after.defjvp(lambda primals, tangents: jax.jvp(_cut, primals, tangents))
+
+
+def _depend(x, value):
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.size == 0:
+        return value
+    first = lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(())
+    bad = jnp.nan if jnp.issubdtype(value.dtype, jnp.floating) else 0
+    return jnp.where(jnp.isnan(first), jnp.asarray(bad, value.dtype), value)
 
 
 def one_at_a_time(fn: Callable, shared: Callable, plain: Callable) -> Callable:

@@ -67,7 +67,7 @@ def dot_general(eqn, values, report: Report):
         is_stored = not is_formula(rest.base) and rest.entries is None
         out = dense_use(product, panels, None if is_stored else large)(x, replace(rest, name=""))
     else:
-        out = product(x, rest.base)
+        out = product(x, rest.base_after(x))
     if not thin:
         return out
     total = out.astype(jnp.promote_types(out.dtype, jnp.float32))
@@ -192,12 +192,11 @@ def _thin_product(x, term: LowRank, plan):
     middle = "".join(c for c in x_kept if c not in first_letters or c in out) + "".join(
         c for c in first_letters if c in out and c not in x_kept
     )
+    # scaled here, in a small array, not in the operations that XLA fuses the product into
+    scaled = drop_ones(first).astype(x_dtype) * term.multiplier.astype(x_dtype)
     thin = jnp.einsum(
-        f"{x_kept},{first_letters}{r}->{middle}{r}",
-        x.astype(x_dtype),
-        _two_columns(drop_ones(first)).astype(x_dtype),
-    )
-    thin = thin[..., : term.rank] * term.multiplier.astype(x_dtype)
+        f"{x_kept},{first_letters}{r}->{middle}{r}", x.astype(x_dtype), _two_columns(scaled)
+    )[..., : term.rank]
     second = drop_ones(second).astype(x_dtype)
     out_kept = "".join(c for c in out if c not in w or c in w_kept)
     if term.rank <= _UNROLLED_RANK and set(middle) | set(second_letters) == set(out_kept):
