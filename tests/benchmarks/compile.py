@@ -3,7 +3,7 @@
 The model is the GPT-like one with 32 layers that are not scanned, width 256; an estimate is
 two-sided. CPU seconds of compilation, tracing apart; each program is compiled afresh, in turn.
 With `--instructions` instructions are counted instead, by valgrind, which must be installed: a
-busy machine does not change them. That takes a quarter of an hour on two cores.
+busy machine does not change them. That takes half an hour on two cores.
 """
 
 import functools
@@ -22,6 +22,8 @@ import zojax
 from tests.benchmarks import gpt
 from tests.benchmarks.steps import DIRECTIONS
 from tests.benchmarks.table import finish, parse, show
+
+STAGES = ("imported", "traced", "compiled")
 
 
 def seconds(fn, *args) -> tuple[float, float]:
@@ -49,7 +51,7 @@ def instructions(layers: int, name: str) -> tuple[float, float]:
         assert found is not None, done.stderr
         return int(found[1]) / 1e9
 
-    nothing, traced, compiled = count("--no-trace"), count("--no-compile"), count()
+    nothing, traced, compiled = (count("--until", stage) for stage in STAGES)
     return traced - nothing, compiled - traced
 
 
@@ -71,12 +73,12 @@ def programs(layers: int) -> dict[str, tuple]:
     return found
 
 
-def only(layers: int, name: str, trace: bool, compiled: bool) -> None:
-    """One program, traced and compiled as told."""
+def only(layers: int, name: str, until: str) -> None:
+    """One program, as far as a stage."""
     fn, *args = programs(layers)[name]
-    if trace:
+    if until != "imported":
         lowered = jax.jit(fn).lower(*args)
-        if compiled:
+        if until == "compiled":
             lowered.compile()
 
 
@@ -86,12 +88,11 @@ def main() -> None:
         parser.add_argument("--layers", type=int, default=32)
         parser.add_argument("--instructions", action="store_true")
         parser.add_argument("--only", choices=["forward", *DIRECTIONS])
-        parser.add_argument("--no-trace", action="store_true")
-        parser.add_argument("--no-compile", action="store_true")
+        parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
 
     args = parse(__doc__ or "", add)
     if args.only:
-        return only(args.layers, args.only, not args.no_trace, not args.no_compile)
+        return only(args.layers, args.only, args.until)
     layers, repetitions = (4, 1) if args.small else (args.layers, args.repetitions)
     found: dict[str, list[tuple[float, float]]] = {}
     if args.instructions:

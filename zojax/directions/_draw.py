@@ -30,8 +30,7 @@ def _hash(keys, first, second) -> jax.Array:
 def hashed(keys, first, second=FOLD_TAG) -> jax.Array:
     """`noise.fold_in(keys[i], first[i])`, or the key of row `first[i]` where `second` is 0.
 
-    XLA takes as long to compile a hash as some five kernels of a model, but those of one number of
-    keys are compiled once.
+    A hash takes XLA long to compile; those of one number of keys are compiled once.
 
     Args:
         keys: uint32[2] or [n, 2].
