@@ -16,8 +16,8 @@ def _temporaries(fn, *args) -> int:
 
 
 @functools.cache
-def _forward(scanned):
-    shape = gpt.Shape(layers=4 if scanned else 3, width=512, vocabulary=1024)
+def _forward(scanned, vocabulary=8192):
+    shape = gpt.Shape(layers=4 if scanned else 3, width=512, vocabulary=vocabulary)
     params = gpt.parameters(shape, scanned)
     tokens = jax.ShapeDtypeStruct((shape.batch, shape.length), jnp.int32)
     loss = functools.partial(gpt.loss, heads=shape.heads)
@@ -37,6 +37,16 @@ def test_an_estimate_needs_no_more_than_a_forward(scanned, direction):
     fn = lambda key, params, tokens: ask(key, params, tokens).coefficients  # noqa: E731
     found = _temporaries(fn, key, params, tokens)
     assert found <= 1.1 * forward, (found, forward)
+
+
+def test_beside_a_small_forward_a_dense_direction_needs_a_panel():
+    # activations of 5 MB, layers of 12
+    loss, params, tokens, forward = _forward(False, vocabulary=1024)
+    ask = zojax.estimate(loss, zojax.mezo(direction=zojax.rademacher()))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    found = _temporaries(lambda k, p, t: ask(k, p, t).coefficients, key, params, tokens)
+    panel = 4 * 2**20
+    assert found <= forward + panel, (found, forward)
 
 
 @pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "unrolled"])

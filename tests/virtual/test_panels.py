@@ -1,9 +1,13 @@
-"""Large dense weights are made a panel at a time: the same product as with the whole of them."""
+"""Dense weights are made where their base lies, and large ones a panel at a time."""
+
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from jax import lax
 
 import zojax
 from tests.virtual.arrays import make
@@ -32,3 +36,39 @@ def test_panels_give_the_product_with_the_dense_weight(name, cut, monkeypatch):
             # sums of at most twenty products, four deep
             size = float(jnp.abs(b).max(initial=1.0))
             np.testing.assert_allclose(a, b, rtol=0, atol=80 * 2**-24 * size, err_msg=kind)
+
+
+X_WIDE = jnp.ones((3, 64))
+
+
+def _produced(fn, w, shape: str) -> list[str]:
+    """What makes float arrays of that shape, other than views, on a CPU."""
+    run = jax.jit(lambda w, x: zojax.virtualize(fn)(w, x))
+    text = run.lower(w, X_WIDE).compile().as_text()
+    made = re.findall(rf"^ +(?:ROOT )?%\S+ = f32\[{shape}\]\S* ([\w-]+)\(", text, re.M)
+    return [op for op in made if op not in ("parameter", "bitcast", "get-tuple-element")]
+
+
+@pytest.mark.parametrize("kind", ["entries", "rademacher", "nf4"])
+def test_a_transpose_is_left_to_the_product(kind):
+    assert not _produced(lambda w, x: x @ w.T, make(kind, (96, 64)), "64,96")
+
+
+@pytest.mark.parametrize("kind", ["entries", "rademacher"])
+def test_a_layer_is_not_cut_out_of_its_stack_before_it_is_perturbed(kind):
+    def layers(w, x):
+        return lax.scan(lambda x, w: (jnp.sin(x @ w), None), x, w)[0]
+
+    run = jax.jit(lambda w, x: zojax.virtualize(layers)(w, x))
+    compiled = run.lower(make(kind, (4, 256, 256)), jnp.ones((3, 256))).compile()
+    # one matrix, and activations
+    assert compiled.memory_analysis().temp_size_in_bytes <= 1.1 * 256 * 256 * 4
+
+
+def test_materializing_as_stored_gives_the_same_array():
+    stack = make("low_rank_entries", (4, 5, 6, 7))
+    for layer in (stack, stack.index(jnp.int32(2))):
+        for order in ((2, 0, 1), (1, 2, 0), (0, 2, 1), (0, 1, 2)):
+            order = order if layer.ndim == 3 else (*order, 3)
+            view = layer.transpose(order)
+            np.testing.assert_array_equal(view.materialize_as_stored(), view.materialize())

@@ -35,13 +35,16 @@ class Origin:
     layer: jax.Array | None
     permutation: tuple[int, ...]
 
-    def part(self, axis: int, start, size: int) -> jax.Array:
-        """The base's slice of `size` from `start` along `axis`."""
-        part = self.array
-        if self.layer is not None:
-            part = lax.dynamic_index_in_dim(part, self.layer, 0, keepdims=False)
-        part = lax.dynamic_slice_in_dim(part, start, size, self.permutation[axis])
-        return lax.transpose(part, self.permutation)
+    def stored(self) -> jax.Array:
+        """The base before the transpose."""
+        if self.layer is None:
+            return self.array
+        return lax.dynamic_index_in_dim(self.array, self.layer, 0, keepdims=False)
+
+    def part(self, axis: int, start, size: int) -> "Origin":
+        """Of the base's slice of `size` from `start` along `axis`."""
+        part = lax.dynamic_slice_in_dim(self.stored(), start, size, self.permutation[axis])
+        return Origin(part, None, self.permutation)
 
 
 @partial(
@@ -101,6 +104,20 @@ class VirtualArray:
         for term in self.terms:
             total = total + term.materialize()
         return total.astype(base.dtype)
+
+    def materialize_as_stored(self) -> jax.Array:
+        """The dense array, made from where its base lies and in the order in which it lies there.
+
+        A transpose is left for the product that uses it, and no layer is cut out of a stack before.
+        """
+        here = self.origin
+        if here is None:
+            return self.materialize()
+        back = tuple(sorted(range(self.ndim), key=lambda i: here.permutation[i]))
+        stored = self.with_base(here.stored, lambda t: t.transpose(back))
+        if stored is None:
+            return self.materialize()
+        return lax.transpose(stored.materialize(), here.permutation)
 
     @property
     def moving(self) -> jax.Array | None:
@@ -182,7 +199,10 @@ class VirtualArray:
         if is_formula(self.base):
             return self._view("slice", *cut)
         here = self.origin or Origin(self.base, None, tuple(range(self.ndim)))
-        return self.with_base(lambda: here.part(axis, start, size), lambda t: t.slice(*cut))
+        origin = here.part(axis, start, size)
+        part = lax.transpose(origin.array, origin.permutation)
+        found = self.with_base(lambda: part, lambda t: t.slice(*cut))
+        return None if found is None else replace(found, origin=origin)
 
     def _view(self, name: str, *args) -> "VirtualArray | None":
         return self.with_base(

@@ -20,14 +20,18 @@ _MOST_PANELS = 16
 
 
 class _Cut(NamedTuple):
-    """Weights of `least` entries are dense in panels of `panel`, `width` columns or a multiple."""
+    """Weights of more than `most` entries are dense in panels of up to `panel` entries.
 
-    least: int
+    A panel has `width` columns or a multiple, and there are no more than `_MOST_PANELS`.
+    """
+
+    most: int
     panel: int
     width: int
 
 
-_CPU = _Cut(2**19, 2**18, 1)
+# 4 MB in float32: with panels of a quarter of it a step takes a tenth longer
+_CPU = _Cut(2**20, 2**20, 1)
 # panels are slow on a GPU, and worth it only where a head that is quantised or has entries would
 # outweigh a layer's activations
 _OTHER = _Cut(3 * 2**25, 2**25, 256)
@@ -89,6 +93,9 @@ def dense_use(fn, panels=None, large=None, alone=True):
     def whole(x, weight: VirtualArray):
         return fn(x, weight.materialize())
 
+    def as_stored(x, weight: VirtualArray):
+        return fn(x, weight.materialize_as_stored())
+
     def late(x, weight: VirtualArray):
         # XLA makes the perturbed weights of many layers before the first is used
         return whole(x, weight.after(x))
@@ -99,7 +106,9 @@ def dense_use(fn, panels=None, large=None, alone=True):
     def use(x, weight: VirtualArray):
         if not alone:
             return late(x, weight)
-        return lax.platform_dependent(x, weight, cpu=outlined(panels or whole), default=late_panels)
+        return lax.platform_dependent(
+            x, weight, cpu=outlined(panels or as_stored), default=late_panels
+        )
 
     def shared(xs, weight: VirtualArray):
         dense = weight.materialize()
@@ -117,24 +126,24 @@ def _panels(eqn, side: int, product, cut: _Cut):
     weight, out = eqn.invars[side].aval, eqn.outvars[0].aval
     contract, batch = eqn.params["dimension_numbers"]
     free = [i for i in range(weight.ndim) if i not in (*contract[side], *batch[side])]
-    if weight.size < cut.least or not free:
+    if weight.size <= cut.most or not free:
         return None
     axis = max(free, key=lambda i: weight.shape[i])
     size = weight.shape[axis]
-    width = -(-size // min(_MOST_PANELS, weight.size // cut.panel, size))
+    width = -(-size // min(_MOST_PANELS, -(-weight.size // cut.panel), size))
     width = min(size, -(-width // cut.width) * cut.width)
     out_axis = (out.ndim - len(free) if side else len(batch[side])) + free.index(axis)
 
     def in_panels(x, weight: VirtualArray):
         if weight.part(axis, jnp.uint32(0), width) is None:
-            return product(x, weight.materialize())
+            return product(x, weight.materialize_as_stored())
 
         def panel(k, out):
             # the last panel may begin earlier, and writes some columns again
             start = jnp.minimum(k * width, size - width)
             part = weight.part(axis, start, width)
             assert part is not None
-            values = product(x, part.materialize())
+            values = product(x, part.materialize_as_stored())
             return lax.dynamic_update_slice_in_dim(out, values, start, out_axis)
 
         # zeros of its own: XLA would share those of all products, and keep them from the start
@@ -289,8 +298,7 @@ def _thin_convolution(eqn, x, term: LowRank, kernel, output):
         precision=p["precision"],
     )  # fmt: skip
     thin = jnp.moveaxis(thin, feature, -1).astype(jnp.promote_types(x.dtype, jnp.float32))
-    thin = thin * term.multiplier
-    output = output.reshape(-1, term.rank).astype(thin.dtype)
+    output = output.reshape(-1, term.rank).astype(thin.dtype) * term.multiplier
     if term.rank <= _UNROLLED_RANK:
         product = summed_ranks([thin[..., i, None] * output[:, i] for i in range(term.rank)])
     else:
