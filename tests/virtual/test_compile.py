@@ -19,18 +19,20 @@ DIRECTIONS = {
 }
 
 
-def _program(layers: int, name: str) -> tuple[int, set[str]]:
-    """(number of HLO instructions, distinct fused computations) of an optimised program."""
+def _lowered(layers: int, name: str):
     shape = gpt.Shape(layers=layers, width=128, vocabulary=512, length=64)
     params, tokens = gpt.parameters(shape, scanned=False), gpt.batch(shape)
     loss = functools.partial(gpt.loss, heads=shape.heads)
     key = jax.eval_shape(lambda: jax.random.key(0))
     if name == "forward":
-        lowered = jax.jit(loss).lower(params, tokens)
-    else:
-        ask = zojax.estimate(loss, zojax.mezo(direction=DIRECTIONS[name]))
-        lowered = jax.jit(lambda k, p, t: ask(k, p, t).coefficients).lower(key, params, tokens)
-    text = lowered.compile().as_text()
+        return jax.jit(loss).lower(params, tokens)
+    ask = zojax.estimate(loss, zojax.mezo(direction=DIRECTIONS[name]))
+    return jax.jit(lambda k, p, t: ask(k, p, t).coefficients).lower(key, params, tokens)
+
+
+def _program(layers: int, name: str) -> tuple[int, set[str]]:
+    """(number of HLO instructions, distinct fused computations) of an optimised program."""
+    text = _lowered(layers, name).compile().as_text()
     text = re.sub(r", (metadata|frontend_attributes)=\{[^}]*\}", "", text)
     bodies = [b for b in text.split("\n\n") if b.startswith("%fused_computation")]
     # names and numbers apart, equal computations are equal text
@@ -53,3 +55,9 @@ def test_a_layer_more_adds_few_operations_and_no_kernels(name):
     forward, _ = _added("forward")
     assert operations <= LIMITS[name] * forward, (operations, forward)
     assert kernels <= 0
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_uses_of_equal_shapes_are_calls_of_one_function(name):
+    few, many = (_lowered(layers, name).as_text().count("func.func") for layers in (5, 7))
+    assert few == many

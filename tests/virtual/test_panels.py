@@ -11,7 +11,7 @@ from jax import lax
 import zojax
 from tests.virtual.arrays import make
 from tests.virtual.test_matrix import USES, X
-from zojax.virtual import _contraction
+from zojax.virtual import _contraction, _dense
 
 NAMES = [
     "matmul", "matmul of the transpose", "weight on the left", "heads", "heads contracted",
@@ -20,10 +20,10 @@ NAMES = [
 
 
 # widths that do not divide the axis, and such that are rounded up, so that the last panel overlaps
-@pytest.mark.parametrize("cut", [_contraction._Cut(10, 5, 1), _contraction._Cut(10, 5, 3)], ids=str)
+@pytest.mark.parametrize("cut", [_dense.Cut(10, 5, 1), _dense.Cut(10, 5, 3)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_panels_give_the_product_with_the_dense_weight(name, cut, monkeypatch):
-    monkeypatch.setattr(_contraction, "_CPU", cut)
+    monkeypatch.setattr(_contraction, "ON_CPU", cut)
     shape, fn = USES[name]
     arrays = {kind: make(kind, shape) for kind in ("rademacher", "low_rank_entries")}
     run = jax.jit(lambda ws: {k: zojax.virtualize(fn)(w, X) for k, w in ws.items()})

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex_core
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
@@ -18,42 +19,66 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from zojax import _compat
 from zojax.virtual._dependence import has_other_work
 
+_MOST_MADE = 512
+
 
 def outlined(fn: Callable) -> Callable:
     """`fn` as a computation of its own, that XLA neither inlines nor fuses with what is around.
 
-    What it returns is stored, not made again by each user, and equal calls are compiled once.
+    What it returns is stored, not made again by each user. Calls of one `outlined(fn)` with
+    arguments of equal shapes are calls of one computation, traced once: `fn` must depend on its
+    arguments only.
     """
+    made: dict[Hashable, tuple[Callable, list[bool]]] = {}
 
     def call(*args):
         leaves, tree = jax.tree.flatten(args)
         if not any(isinstance(x, Tracer) for x in leaves):
             return fn(*args)
         # scalars that are known need not be passed, nor what is not used
-        known = [isinstance(x, Tracer) or jnp.size(x) > 1 for x in leaves]
-        passed = list(itertools.compress(leaves, known))
-
-        def flat(values):
-            rest = iter(values)
-            filled = [next(rest) if k else x for x, k in zip(leaves, known, strict=True)]
-            return fn(*jax.tree.unflatten(tree, filled))
-
-        closed = jax.make_jaxpr(flat)(passed)
-        used = {id(v) for eqn in closed.eqns for v in eqn.invars}
-        used |= {id(v) for v in closed.jaxpr.outvars}
-        flags = [id(v) in used for v in closed.jaxpr.invars]
-
-        def body(values):
-            rest = iter(values)
-            with set_xla_metadata(inlineable=None):  # of the call, not of the calls inside
-                return flat([next(rest) if u else x for x, u in zip(passed, flags, strict=True)])
-
+        known = [not isinstance(x, Tracer) and jnp.size(x) == 1 for x in leaves]
+        passed = [x for x, k in zip(leaves, known, strict=True) if not k]
+        constants = [x if k else None for x, k in zip(leaves, known, strict=True)]
+        values = [np.asarray(x) for x in constants if x is not None]
+        key = (
+            tree,
+            tuple(known),
+            *map(jax.typeof, passed),
+            *((v.dtype, v.tobytes()) for v in values),
+        )
+        if key not in made:
+            if len(made) == _MOST_MADE:
+                made.clear()
+            made[key] = _apart(fn, tree, constants, passed)
+        apart, used = made[key]
         with set_xla_metadata(inlineable="false"):
-            out = jax.jit(body)(list(itertools.compress(passed, flags)))
+            out = apart(list(itertools.compress(passed, used)))
         # where the attribute is not known
         return lax.optimization_barrier(out)
 
     return call
+
+
+def _apart(fn, tree, constants, passed) -> tuple[Callable, list[bool]]:
+    """A jitted function of those of `passed` that are used, and which these are."""
+
+    def flat(values):
+        rest = iter(values)
+        filled = [next(rest) if x is None else x for x in constants]
+        return fn(*jax.tree.unflatten(tree, filled))
+
+    jaxpr = jax.make_jaxpr(flat)(passed).jaxpr
+    found = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
+    used = [id(v) in found for v in jaxpr.invars]
+    # asked for their shape at most, and no tracer, which would outlive its trace
+    absent = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in passed]
+
+    def body(values):
+        rest = iter(values)
+        with set_xla_metadata(inlineable=None):  # of the call, not of the calls inside
+            return flat([next(rest) if u else x for x, u in zip(absent, used, strict=True)])
+
+    return jax.jit(body), used
 
 
 def called(fn: Callable) -> Callable:
@@ -196,13 +221,15 @@ def _cut(x, stack, index):
     return lax.dynamic_index_in_dim(stack, index, 0, keepdims=False)
 
 
+@outlined
+def _cut_late(x, stack, index):
+    # the first element is taken inside: a second use of `x` would change how XLA makes `x`
+    return _cut(x, stack, _depend(x, index))
+
+
 @custom_vmap
 def _cut_alone(x, stack, index):
-    def late(x, stack, index):
-        return _cut(x, stack, _depend(x, index))
-
-    # the first element is taken inside: a second use of `x` would change how XLA makes `x`
-    return lax.platform_dependent(x, stack, index, cpu=outlined(late), default=_cut)
+    return lax.platform_dependent(x, stack, index, cpu=_cut_late, default=_cut)
 
 
 @_cut_alone.def_vmap

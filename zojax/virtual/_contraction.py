@@ -1,40 +1,19 @@
 """Products with a virtual array: matmuls and convolutions."""
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zojax import _compat
-from zojax.virtual._array import VirtualArray, is_virtual
+from zojax.virtual._array import is_virtual
 from zojax.virtual._base import is_formula
-from zojax.virtual._buffer import after, one_at_a_time, outlined
+from zojax.virtual._dense import ELSEWHERE, ON_CPU, Product, dense_use, panels_of
 from zojax.virtual._kernels import kernel_product
 from zojax.virtual._low_rank import LowRank, summed_ranks
 from zojax.virtual._report import Report
 
 _UNROLLED_RANK = 8
-_MOST_PANELS = 16
-
-
-class _Cut(NamedTuple):
-    """Weights of more than `most` entries are dense in panels of up to `panel` entries.
-
-    A panel has `width` columns or a multiple, and there are no more than `_MOST_PANELS`.
-    """
-
-    most: int
-    panel: int
-    width: int
-
-
-# 4 MB in float32: with panels of a quarter of it a step takes a tenth longer
-_CPU = _Cut(2**20, 2**20, 1)
-# panels are slow on a GPU, and worth it only where a head that is quantised or has entries would
-# outweigh a layer's activations
-_OTHER = _Cut(3 * 2**25, 2**25, 256)
 
 
 def dot_general(eqn, values, report: Report):
@@ -54,10 +33,7 @@ def dot_general(eqn, values, report: Report):
         (dense if plan is None else thin).append((term, plan))
     rest = replace(weight, terms=tuple(t for t, _ in dense))
     is_dense = bool(dense) or weight.entries is not None or is_formula(weight.base)
-
-    def product(x, base):
-        (out,) = _compat.bind(eqn, [base, x] if side == 0 else [x, base])
-        return out
+    product = Product(eqn, side)
 
     def at_use(x, weight):
         return product(x, weight.after(x).materialize())
@@ -67,7 +43,7 @@ def dot_general(eqn, values, report: Report):
     if kernel:
         out = kernel(x, replace(rest, name=""))
     elif is_dense:
-        panels, large = (_panels(eqn, side, product, cut) for cut in (_CPU, _OTHER))
+        panels, large = (panels_of(product, cut) for cut in (ON_CPU, ELSEWHERE))
         is_stored = not is_formula(rest.base) and rest.entries is None
         out = dense_use(product, panels, None if is_stored else large)(x, replace(rest, name=""))
     else:
@@ -78,80 +54,6 @@ def dot_general(eqn, values, report: Report):
     for term, plan in thin:
         total = total + _thin_product(x, term, plan)
     return total.astype(out.dtype)
-
-
-def dense_use(fn, panels=None, large=None, alone=True):
-    """`fn(x, weight array)` as a function of a virtual weight that is dense for this one use.
-
-    Args:
-        fn: `(x, array) -> array`.
-        panels: the same of the virtual weight, for CPU, with little of it dense at a time.
-        large: likewise for other devices.
-        alone: whether it is a computation of its own on CPU, whose equal uses are compiled once.
-    """
-
-    def whole(x, weight: VirtualArray):
-        return fn(x, weight.materialize())
-
-    def as_stored(x, weight: VirtualArray):
-        return fn(x, weight.materialize_as_stored())
-
-    def late(x, weight: VirtualArray):
-        # XLA makes the perturbed weights of many layers before the first is used
-        return whole(x, weight.after(x))
-
-    def late_panels(x, weight: VirtualArray):
-        return (large or whole)(x, weight.after(x))
-
-    def use(x, weight: VirtualArray):
-        if not alone:
-            return late(x, weight)
-        return lax.platform_dependent(
-            x, weight, cpu=outlined(panels or as_stored), default=late_panels
-        )
-
-    def shared(xs, weight: VirtualArray):
-        dense = weight.materialize()
-        return jax.vmap(lambda x: fn(x, dense))(xs)
-
-    # a derivative makes the weight again: of all layers' they would fill the memory that they save
-    return one_at_a_time(use, shared, jax.checkpoint(late, prevent_cse=False))
-
-
-def _panels(eqn, side: int, product, cut: _Cut):
-    """The product, a panel of the weight's longest free axis at a time; None if it is small.
-
-    Only one panel is dense at once: a dense direction needs a fraction of one matrix.
-    """
-    weight, out = eqn.invars[side].aval, eqn.outvars[0].aval
-    contract, batch = eqn.params["dimension_numbers"]
-    free = [i for i in range(weight.ndim) if i not in (*contract[side], *batch[side])]
-    if weight.size <= cut.most or not free:
-        return None
-    axis = max(free, key=lambda i: weight.shape[i])
-    size = weight.shape[axis]
-    width = -(-size // min(_MOST_PANELS, -(-weight.size // cut.panel), size))
-    width = min(size, -(-width // cut.width) * cut.width)
-    out_axis = (out.ndim - len(free) if side else len(batch[side])) + free.index(axis)
-
-    def in_panels(x, weight: VirtualArray):
-        if weight.part(axis, jnp.uint32(0), width) is None:
-            return product(x, weight.materialize_as_stored())
-
-        def panel(k, out):
-            # the last panel may begin earlier, and writes some columns again
-            start = jnp.minimum(k * width, size - width)
-            part = weight.part(axis, start, width)
-            assert part is not None
-            values = product(x, part.materialize_as_stored())
-            return lax.dynamic_update_slice_in_dim(out, values, start, out_axis)
-
-        # zeros of its own: XLA would share those of all products, and keep them from the start
-        zero = _compat.varying_like(jnp.zeros((), out.dtype), jax.tree.leaves(weight.base)[0])
-        empty = jnp.broadcast_to(after(x, zero), out.shape)
-        return lax.fori_loop(0, -(-size // width), panel, empty)
-
-    return in_panels
 
 
 def _factor_plan(eqn, term: LowRank, side: int):
@@ -258,9 +160,7 @@ def convolution(eqn, values, report: Report):
     is_dense = bool(dense) or weight.entries is not None or is_formula(weight.base)
     report.note(eqn, 1, weight, "at use" if is_dense else "fused")
 
-    def product(x, kernel):
-        return _compat.bind(eqn, [x, kernel])[0]
-
+    product = Product(eqn, 1)
     # XLA places the activations around noise more tightly where its use is not alone
     use = dense_use(product, alone=weight.entries is not None)
     out = use(x, rest) if is_dense else product(x, rest.base)
