@@ -22,7 +22,7 @@ def depends(jaxpr, flags: Sequence[bool]) -> list[bool]:
     Looks into calls; a loop or a branch whose input is flagged counts as depending on it.
     """
     jaxpr, marked, _ = _walk(jaxpr, flags)
-    return [v in marked if not hasattr(v, "val") else False for v in jaxpr.outvars]
+    return [not hasattr(v, "val") and v in marked for v in jaxpr.outvars]
 
 
 def has_other_work(jaxpr, flags: Sequence[bool]) -> bool:

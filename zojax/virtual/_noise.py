@@ -228,9 +228,8 @@ class Noise:
         return self._numbers(noise.bits(self.key, row, col))
 
     def _numbers(self, bits):
-        if (
-            self.distribution == "rademacher"
-        ):  # the product, in fewer operations, and differentiable
+        if self.distribution == "rademacher":
+            # the product, in fewer operations, and differentiable
             return jnp.where(bits >= jnp.uint32(2**31), -self.coefficient, self.coefficient)
         return self.coefficient * DISTRIBUTIONS[self.distribution](bits)
 
