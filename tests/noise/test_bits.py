@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zojax import noise
+from zojax.noise._bits import top_bits_of_row_keys
 
 KEY = jnp.array([1, 2], jnp.uint32)
 _M = 2**32 - 1
@@ -57,6 +58,14 @@ def _u32(*values):
 def test_bits_golden(key, row, col, expected):
     assert int(noise.bits(_u32(*key), _u32(row), _u32(col))[0]) == expected
     assert _oracle(key, row, col) == expected
+
+
+def test_the_highest_bits_are_right_without_the_last_step():
+    words = noise.row_keys(KEY, jnp.arange(64)[:, None])
+    cols = jnp.arange(256)[None]
+    np.testing.assert_array_equal(
+        top_bits_of_row_keys(*words, cols) >> 17, noise.bits_of_row_keys(*words, cols) >> 17
+    )
 
 
 @pytest.mark.parametrize("key, data, expected", GOLDEN_FOLDS)

@@ -9,6 +9,7 @@ import pytest
 import zojax
 from tests.benchmarks import gpt
 from tests.slow import slow_but
+from zojax.virtual import VirtualArray, _contraction
 
 # operations of an estimate over those of the forward pass, for a layer more
 LIMITS = {"low_rank": 1.85, "rademacher": 2.15, "gaussian": 2.9}
@@ -19,8 +20,8 @@ DIRECTIONS = {
 }
 
 
-def _lowered(layers: int, name: str):
-    shape = gpt.Shape(layers=layers, width=128, vocabulary=512, length=64)
+def _lowered(layers: int, name: str, width: int = 128):
+    shape = gpt.Shape(layers=layers, width=width, vocabulary=512, length=64)
     params, tokens = gpt.parameters(shape, scanned=False), gpt.batch(shape)
     loss = functools.partial(gpt.loss, heads=shape.heads)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -61,3 +62,24 @@ def test_a_layer_more_adds_few_operations_and_no_kernels(name):
 def test_uses_of_equal_shapes_are_calls_of_one_function(name):
     few, many = (_lowered(layers, name).as_text().count("func.func") for layers in (5, 7))
     assert few == many
+
+
+@pytest.mark.parametrize("name", ["rademacher", "low_rank"])
+def test_products_of_equal_shapes_are_traced_once(name, monkeypatch):
+    made = {"rademacher": VirtualArray, "low_rank": _contraction}[name]
+    function = {"rademacher": "materialize_as_stored", "low_rank": "_thin_product"}[name]
+    original, calls = getattr(made, function), []
+
+    def counted(*args):
+        calls.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(made, function, counted)
+
+    def count(layers: int, width: int) -> int:
+        before = len(calls)
+        _lowered(layers, name, width)
+        return len(calls) - before
+
+    # widths that no other test has traced
+    assert 0 < count(3, 136) == count(5, 152)

@@ -22,9 +22,20 @@ _MOST_STORED = 2**16  # entries of a vector whose noise is stored
 _LEAST_COLUMNS = 64  # of a leaf whose row keys are stored: eight bytes a row
 
 
+def _pairs(key0, key1, x0, x1) -> jax.Array:
+    """Both words of `threefry2x32` of operands that broadcast, along a new second axis.
+
+    XLA would compile the hash twice if they were stacked.
+    """
+    first, second = threefry2x32(key0, key1, x0, x1)
+    shape = (first.shape[0], 2, *first.shape[1:])
+    is_first = lax.broadcasted_iota(jnp.uint32, shape, 1) == 0
+    return jnp.where(is_first, first[:, None], second[:, None])
+
+
 @outlined
 def _hash(keys, first, second) -> jax.Array:
-    return jnp.stack(threefry2x32(keys[:, 0], keys[:, 1], first, second), axis=1)
+    return _pairs(keys[:, 0], keys[:, 1], first, second)
 
 
 def hashed(keys, first, second=FOLD_TAG) -> jax.Array:
@@ -53,16 +64,21 @@ def leaf_key_table(key, count: int) -> jax.Array:
 
 def leaf_keys(key, count: int) -> list[jax.Array]:
     """The same keys, one by one."""
-    return [k.get() for k in alike(leaf_key_table(key, count), [0] * count, lambda keys, _: keys)]
+
+    def keys_of(places):
+        return hashed(key, places)
+
+    return [k.get() for k in alike([0] * count, keys_of, lambda keys, part, _: keys[part])]
 
 
-def alike(keys: jax.Array, kinds: Sequence[Hashable], make: Callable) -> list[Slice]:
-    """`make(keys[i : i + 1], kinds[i])[0]` for each i, those of one kind by one call.
+def alike(kinds: Sequence[Hashable], keys_of: Callable, make: Callable) -> list[Slice]:
+    """`make(keys_of([i]), slice(0, 1), kinds[i])[0]` for each i, those of one kind by one call.
 
     Args:
-        keys: (count, ...).
         kinds: what `make` must know of each, for example a size.
-        make: `(keys (n, ...), kind) -> (n, ...)`.
+        keys_of: `places -> keys`, a tree of arrays (len(places), ...), of a constant vector of
+            places. Called once: all keys are made in the order in which they are used.
+        make: `(keys, those that count, a slice of n, kind) -> (n, ...)`.
 
     Returns:
         Slices of arrays that are stored.
@@ -70,18 +86,26 @@ def alike(keys: jax.Array, kinds: Sequence[Hashable], make: Callable) -> list[Sl
     members: dict[Hashable, list[int]] = {}
     for i, kind in enumerate(kinds):
         members.setdefault(kind, []).append(i)
-    squares, counts, shapes = [], [], []
+    if not members:
+        return []
+    filled = [np.resize(places, square_size(len(places))) for places in members.values()]
+    keys, start = keys_of(np.concatenate(filled).astype(np.uint32)), 0
+    squares, counts, shapes = [], [], {}
     for kind, places in members.items():
-        filled, count = np.resize(places, square_size(len(places))), len(places)
+        count, size = len(places), square_size(len(places))
 
-        def draw(keys, kind=kind, count=count):
-            return in_square(make(keys, kind), count)
+        def draw(keys, kind=kind, count=count, part=slice(start, start + size)):
+            made = make(keys, part, kind)
+            shapes[kind] = made.shape[1:]
+            return in_square(made, count)
 
-        squares.append(outlined(draw)(keys[filled]))
+        squares.append(outlined(draw)(keys))
         counts.append(count)
-        shapes.append(jax.eval_shape(lambda k, kind=kind: make(k, kind)[0], keys[:1]).shape)
+        start += size
     found: list[Any] = [None] * len(kinds)
-    for places, cut in zip(members.values(), slices(squares, counts, shapes), strict=True):
+    for places, cut in zip(
+        members.values(), slices(squares, counts, [shapes[k] for k in members]), strict=True
+    ):
         for i, value in zip(places, cut, strict=True):
             found[i] = value
     return found
@@ -98,30 +122,33 @@ def independent(key, params, distribution: str) -> list[Term]:
     used, from the keys of their rows where several leaves have as many.
     """
     shapes = [jnp.shape(leaf) for leaf in floating_leaves(params)]
-    table = leaf_key_table(key, len(shapes))
     stored = [i for i, shape in enumerate(shapes) if len(shape) < 2 and _is_small(shape)]
     wide = [i for i, shape in enumerate(shapes) if len(shape) > 1 and shape[-1] >= _LEAST_COLUMNS]
     rows = {i: math.prod(shapes[i][:-1]) for i in wide}
     alike_rows = Counter(rows.values())
     several = [i for i in wide if alike_rows[rows[i]] > 1]
+    leaf = np.array([*stored, *several, *range(len(shapes))])
     kinds = [("numbers", math.prod(shapes[i])) for i in stored]
     kinds += [("row keys", rows[i]) for i in several] + [("key", 0)] * len(shapes)
-    first_rows = hashed(table, np.zeros(len(shapes), np.uint32), 0)
 
-    def make(keys, kind):
-        what, size = kind
+    def keys_of(places):
+        """The key of each leaf, and that of its first row."""
+        keys = hashed(key, leaf[places])
+        return keys, hashed(keys, np.zeros(len(places), np.uint32), 0)
+
+    def make(keys, part, kind):
+        (keys, first_rows), (what, size) = keys, kind
         if what == "numbers":
             cols = jnp.arange(size, dtype=jnp.uint32)
-            words = keys[:, 0, None], keys[:, 1, None]
+            words = first_rows[part, 0, None], first_rows[part, 1, None]
             return DISTRIBUTIONS[distribution](noise.bits_of_row_keys(*words, cols))
         if what == "key":
-            return keys
-        words = jax.vmap(noise.row_keys, (0, None))(keys, jnp.arange(size))
-        return jnp.stack(words, axis=1)
+            return keys[part]
+        rows = jnp.arange(size, dtype=jnp.uint32)[None]
+        words = keys[part, 0, None], keys[part, 1, None]
+        return _pairs(*words, rows, jnp.zeros_like(rows))
 
-    places = [*(len(shapes) + i for i in stored), *several, *range(len(shapes))]
-    keys = jnp.concatenate([table, first_rows])[np.array(places)]
-    found = iter(alike(keys, kinds, make))
+    found = iter(alike(kinds, keys_of, make))
     terms: dict[int, Term] = {
         i: Stored.of_numbers(next(found).get().reshape(shapes[i]), distribution) for i in stored
     }

@@ -180,19 +180,23 @@ def _normals(
     if not requests:
         return []
     leaf, tags, _, ranks = np.array(requests, np.uint32).T
-    keys, most = hashed(hashed(keys, leaf), tags), max(ranks)
-    columns = np.tile(np.arange(most, dtype=np.uint32), len(requests))
-    of_columns = hashed(jnp.repeat(keys, most, axis=0) if most > 1 else keys, columns, 0)
-    words = jnp.swapaxes(of_columns.reshape(-1, most, 2), 1, 2)
+    most = max(ranks)
 
-    def draw(words, size):
+    def words_of(places):
+        of_leaf = keys if keys.ndim < 2 else keys[places]
+        of_factor = hashed(hashed(of_leaf, leaf[places]), tags[places])
+        columns = np.tile(np.arange(most, dtype=np.uint32), len(places))
+        of_factor = jnp.repeat(of_factor, most, axis=0) if most > 1 else of_factor
+        return jnp.swapaxes(hashed(of_factor, columns, 0).reshape(-1, most, 2), 1, 2)
+
+    def draw(words, part, size):
         rows, rank = size
-        first, second = words[:, 0, :rank, None], words[:, 1, :rank, None]
+        first, second = words[part, 0, :rank, None], words[part, 1, :rank, None]
         cols = jnp.arange(rows, dtype=jnp.uint32)
         drawn = noise.gaussian(noise.bits_of_row_keys(first, second, cols))
         if not orthonormal:
             return drawn
         return jnp.swapaxes(jnp.linalg.qr(jnp.swapaxes(drawn, 1, 2))[0], 1, 2)
 
-    drawn = alike(words, [request[2:] for request in requests], draw)
+    drawn = alike([request[2:] for request in requests], words_of, draw)
     return [f.get().reshape(-1, 1) if f.shape[0] == 1 else f.get().T for f in drawn]

@@ -183,15 +183,19 @@ def _side(count: int) -> int:
 
 
 def _unknown(count: int) -> tuple[list[jax.Array], list[jax.Array]]:
-    """0, 1, ..., count - 1, twice: the carries of a loop move up by one an iteration."""
-    zeros = [jnp.uint32(0)] * count
+    """0, 1, ..., count - 1, twice: the carries of a loop that swaps each with another, two times.
 
-    def body(i, held):
-        up, down = held
-        i = jnp.asarray(i, jnp.uint32)
-        return [*up[1:], i], [jnp.uint32(count - 1) - i, *down[:-1]]
+    A carry depends on its partner alone, so that XLA drops all that are not used at once; one after
+    the other would send it through the whole program again and again.
+    """
+    first = [(jnp.uint32(i), jnp.uint32(0)) for i in range(count)]
+    second = [(jnp.uint32(i), jnp.uint32(1)) for i in range(count)]
 
-    return lax.fori_loop(0, count, body, (zeros, zeros))
+    def body(_, pairs):
+        return [(b, a) for a, b in pairs]
+
+    pairs = lax.fori_loop(0, 2, body, first + second)
+    return [a for a, _ in pairs[:count]], [a for a, _ in pairs[count:]]
 
 
 def after(x: jax.Array, value: jax.Array, strictly: bool = False) -> jax.Array:

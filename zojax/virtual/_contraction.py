@@ -1,6 +1,7 @@
 """Products with a virtual array: matmuls and convolutions."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -50,18 +51,29 @@ def dot_general(eqn, values, report: Report):
         out = product(x, rest.base_after(x))
     if not thin:
         return out
+    terms, plans = zip(*thin, strict=True)
+    return _plus_thin(out, x, terms, plans)
+
+
+@partial(jax.jit, static_argnames="plans")
+def _plus_thin(out: jax.Array, x: jax.Array, terms: tuple[LowRank, ...], plans: tuple) -> jax.Array:
+    """`out + sum x @ term`; traced once for equal shapes."""
     total = out.astype(jnp.promote_types(out.dtype, jnp.float32))
-    for term, plan in thin:
+    for term, plan in zip(terms, plans, strict=True):
         total = total + _thin_product(x, term, plan)
     return total.astype(out.dtype)
 
 
-def _factor_plan(eqn, term: LowRank, side: int):
-    """Einsum letters for x . first . second, or None where no factor holds all contracted axes."""
+def _factor_plan(eqn, term: LowRank, side: int) -> tuple | None:
+    """Whether the left factor is the first, and einsum letters for x . first . second.
+
+    None where no factor holds all contracted axes.
+    """
     contract, batch = eqn.params["dimension_numbers"]
     axes, batch_axes = contract[side], batch[side]
     real = [i for i in axes if term.shape[i] != 1]
-    for first, second in ((term.left, term.right), (term.right, term.left)):
+    for is_left in (True, False):
+        first, second = (term.left, term.right) if is_left else (term.right, term.left)
         if all(first.shape[i] != 1 for i in real) and all(second.shape[i] == 1 for i in real):
             break
     else:
@@ -80,11 +92,12 @@ def _factor_plan(eqn, term: LowRank, side: int):
     w_free = [w[i] for i in range(len(w)) if i not in (*axes, *batch_axes)]
     shared = [w[i] for i in batch_axes]
     out = shared + (w_free + x_free if side == 0 else x_free + w_free)
-    return first, second, "".join(w), "".join(x), "".join(out), next(letters)
+    return is_left, "".join(w), "".join(x), "".join(out), next(letters)
 
 
 def _thin_product(x, term: LowRank, plan):
-    first, second, w, x_letters, out, r = plan
+    is_left, w, x_letters, out, r = plan
+    first, second = (term.left, term.right) if is_left else (term.right, term.left)
     x_dtype = jnp.promote_types(x.dtype, jnp.float32)
 
     def present(factor):

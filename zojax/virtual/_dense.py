@@ -99,8 +99,16 @@ class Panels:
 _outlined = lru_cache(maxsize=512)(outlined)
 
 
-def dense_use(product: Product, panels=None, large=None, alone=True):
+@lru_cache(maxsize=512)
+def dense_use(
+    product: Product,
+    panels: Panels | None = None,
+    large: Panels | None = None,
+    alone: bool = True,
+):
     """`product(x, weight array)` as a function of a virtual weight that is dense for this one use.
+
+    Equal arguments give one function, which is traced once for weights of one structure.
 
     Args:
         product: `(x, array) -> array`.
@@ -130,7 +138,7 @@ def dense_use(product: Product, panels=None, large=None, alone=True):
         return jax.vmap(lambda x: product(x, dense))(xs)
 
     # a derivative makes the weight again: of all layers' they would fill the memory that they save
-    return one_at_a_time(use, shared, jax.checkpoint(late, prevent_cse=False))
+    return jax.jit(one_at_a_time(use, shared, jax.checkpoint(late, prevent_cse=False)))
 
 
 def panels_of(product: Product, cut: Cut) -> Panels | None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from zojax import noise
+from zojax.noise._bits import top_bits_of_row_keys
 from zojax.virtual._buffer import Slice, outlined
 from zojax.virtual._low_rank import LowRank
 from zojax.virtual._shapes import reshape_groups, row_major_strides
@@ -35,6 +36,15 @@ DISTRIBUTIONS = {
 
 def _u32(address: int) -> jax.Array:
     return jnp.uint32(address % 2**32)  # of a stride that no element uses, the bits that matter
+
+
+def _moved(origin: jax.Array | None, start, stride: int) -> jax.Array | None:
+    """`origin + start * stride`, None where that is known to be zero."""
+    if not stride or (isinstance(start, int) and start == 0):
+        return origin
+    start = _u32(start) if isinstance(start, int) else jnp.asarray(start).astype(jnp.uint32)
+    step = start * _u32(stride) if stride != 1 else start
+    return step if origin is None else origin + step
 
 
 def scaled(scale: jax.Array, factor, distribution: str) -> tuple[jax.Array, jax.Array]:
@@ -93,7 +103,7 @@ class Noise:
         key: uint32[2] words.
         scale: float32 scalar.
         coefficient: float32 scalar, what the drawn numbers are multiplied by.
-        row, col: uint32 scalars, address of the view's first element.
+        row, col: uint32 scalars, address of the view's first element; None is zero.
         distribution: "rademacher", "nibble_sum" or "gaussian", each of variance one.
         shape, row_strides, col_strides: static, one entry an axis.
         row_keys: uint32[2, rows], the words of the keys of all rows of the leaf, or None where
@@ -103,8 +113,8 @@ class Noise:
     key: jax.Array
     scale: jax.Array
     coefficient: jax.Array
-    row: jax.Array
-    col: jax.Array
+    row: jax.Array | None
+    col: jax.Array | None
     distribution: str
     shape: tuple[int, ...]
     row_strides: tuple[int, ...]
@@ -125,7 +135,6 @@ class Noise:
                 f"a leaf of shape {shape} has {rows} rows of {cols}; noise addresses at most "
                 "2**32 - 1 of each: reshape the leaf so that both fit"
             )
-        zero = jnp.uint32(0)
         row_strides = (*row_major_strides(shape[:-1]), 0)[: len(shape)]
         col_strides = (0,) * (len(shape) - 1) + (1,) * bool(shape)
         if isinstance(scale, float) and scale == 1:
@@ -133,7 +142,7 @@ class Noise:
         else:
             scale, rounded = scaled(jnp.asarray(scale, jnp.float32), ONE, distribution)
         return cls(
-            noise.words(key), scale, rounded, zero, zero,
+            noise.words(key), scale, rounded, None, None,
             distribution, tuple(shape), row_strides, col_strides, row_keys=row_keys,
         )  # fmt: skip
 
@@ -172,8 +181,7 @@ class Noise:
     def slice(self, starts, sizes, strides):
         row, col = self.row, self.col
         for start, r, c in zip(starts, self.row_strides, self.col_strides, strict=True):
-            start = _u32(start) if isinstance(start, int) else jnp.asarray(start).astype(jnp.uint32)
-            row, col = row + start * _u32(r), col + start * _u32(c)
+            row, col = _moved(row, start, r), _moved(col, start, c)
         return replace(
             self._viewed(
                 sizes,
@@ -194,7 +202,10 @@ class Noise:
         row = row + self._address(self.row, [self.row_strides[i] for i in others], sizes)
         col = col + self._address(self.col, [self.col_strides[i] for i in others], sizes)
         shape = index.shape[: index.ndim - len(others)] + tuple(sizes)
-        return jnp.broadcast_to(self._values(row, col), shape)
+        if self.row_keys is None:
+            return jnp.broadcast_to(self._values(row, col), shape)
+        words = self.row_keys.get().at[:, row].get(mode="promise_in_bounds")
+        return jnp.broadcast_to(self._hashed(words, col), shape)
 
     def materialize(self):
         # axes that neither row nor column depend on are computed once and broadcast
@@ -206,7 +217,7 @@ class Noise:
             row = self._address(self.row, self.row_strides, sizes)
             values = self._values(row, col)
         else:
-            values = self._numbers(noise.bits_of_row_keys(words[0], words[1], col))
+            values = self._hashed(words, col)
         return jnp.broadcast_to(values, self.shape)
 
     def _words(self, sizes) -> list[jax.Array] | None:
@@ -221,8 +232,13 @@ class Noise:
                 shape[axis], count = sizes[axis], count * sizes[axis]
         part = self.row_keys.get()
         if count != part.shape[1]:
-            part = lax.dynamic_slice(part, (jnp.zeros_like(self.row), self.row), (2, count))
+            part = lax.dynamic_slice_in_dim(part, 0 if self.row is None else self.row, count, 1)
         return [word.reshape(shape) for word in part]
+
+    def _hashed(self, words, col):
+        if self.distribution == "rademacher":
+            return self._numbers(top_bits_of_row_keys(words[0], words[1], col))
+        return self._numbers(noise.bits_of_row_keys(words[0], words[1], col))
 
     def _values(self, row, col):
         return self._numbers(noise.bits(self.key, row, col))
@@ -240,9 +256,10 @@ class Noise:
 
     @staticmethod
     def _address(origin, strides, sizes):
-        address = jnp.full((1,) * len(sizes), origin, jnp.uint32)
+        parts = [] if origin is None else [jnp.asarray(origin).reshape((1,) * len(sizes))]
         for axis, (stride, size) in enumerate(zip(strides, sizes, strict=True)):
             if stride and size > 1:
                 shape = [size if i == axis else 1 for i in range(len(sizes))]
-                address = address + lax.broadcasted_iota(jnp.uint32, shape, axis) * _u32(stride)
-        return address
+                along = lax.broadcasted_iota(jnp.uint32, shape, axis)
+                parts.append(along if stride == 1 else along * _u32(stride))
+        return reduce(jnp.add, parts) if parts else jnp.zeros((1,) * len(sizes), jnp.uint32)
