@@ -3,10 +3,11 @@
 The model is the GPT-like one with 32 layers that are not scanned, width 256; an estimate is
 two-sided. CPU seconds of compilation, tracing apart; each program is compiled afresh, in turn.
 With `--instructions` instructions are counted instead, by valgrind, which must be installed: a
-busy machine does not change them. That takes half an hour on two cores.
+busy machine does not change them. That takes a quarter of an hour on two cores.
 """
 
 import functools
+import itertools
 import os
 import re
 import statistics
@@ -23,7 +24,7 @@ from tests.benchmarks import gpt
 from tests.benchmarks.steps import DIRECTIONS
 from tests.benchmarks.table import finish, parse, show
 
-STAGES = ("imported", "traced", "compiled")
+STAGES = ("trace", "compile")
 
 
 def seconds(fn, *args) -> tuple[float, float]:
@@ -36,23 +37,18 @@ def seconds(fn, *args) -> tuple[float, float]:
     return traced - start, time.process_time() - traced
 
 
-def instructions(layers: int, name: str) -> tuple[float, float]:
-    """(billions of instructions of tracing, billions of compilation), counted by valgrind."""
-
-    def count(*options) -> float:
-        command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null",
-                   sys.executable, "-m", __spec__.name, "--layers", str(layers),
-                   "--only", name, *options]  # fmt: skip
-        done = subprocess.run(
-            command, check=True, capture_output=True, text=True,
-            env={**os.environ, "PYTHONHASHSEED": "0"},
-        )  # fmt: skip
-        found = re.search(r"Collected : (\d+)", done.stderr)
-        assert found is not None, done.stderr
-        return int(found[1]) / 1e9
-
-    nothing, traced, compiled = (count("--until", stage) for stage in STAGES)
-    return traced - nothing, compiled - traced
+def instructions(layers: int, name: str, stage: str) -> float:
+    """Billions of instructions of one stage, counted by valgrind in a process of its own."""
+    command = ["valgrind", "--tool=callgrind", "--instr-atstart=no",
+               "--callgrind-out-file=/dev/null", sys.executable, "-m", __spec__.name,
+               "--layers", str(layers), "--only", name, "--stage", stage]  # fmt: skip
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+    )  # fmt: skip
+    found = re.search(r"Collected : (\d+)", done.stderr)
+    assert found is not None, done.stderr
+    return int(found[1]) / 1e9
 
 
 def programs(layers: int) -> dict[str, tuple]:
@@ -73,13 +69,21 @@ def programs(layers: int) -> dict[str, tuple]:
     return found
 
 
-def only(layers: int, name: str, until: str) -> None:
-    """One program, as far as a stage."""
+def only(layers: int, name: str, stage: str) -> None:
+    """One stage of one program, for valgrind to count; ends the process."""
+
+    def count() -> None:
+        command = ["callgrind_control", "--instr=on", str(os.getpid())]
+        subprocess.run(command, check=True, capture_output=True)
+
     fn, *args = programs(layers)[name]
-    if until != "imported":
-        lowered = jax.jit(fn).lower(*args)
-        if until == "compiled":
-            lowered.compile()
+    if stage == "trace":
+        count()
+    lowered = jax.jit(fn).lower(*args)
+    if stage == "compile":
+        count()
+        lowered.compile()
+    os._exit(0)  # what an interpreter does at its end does not count
 
 
 def main() -> None:
@@ -88,30 +92,37 @@ def main() -> None:
         parser.add_argument("--layers", type=int, default=32)
         parser.add_argument("--instructions", action="store_true")
         parser.add_argument("--only", choices=["forward", *DIRECTIONS])
-        parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
+        parser.add_argument("--stage", choices=STAGES)
 
     args = parse(__doc__ or "", add)
     if args.only:
-        return only(args.layers, args.only, args.until)
+        return only(args.layers, args.only, args.stage)
     layers, repetitions = (4, 1) if args.small else (args.layers, args.repetitions)
     found: dict[str, list[tuple[float, float]]] = {}
     if args.instructions:
         names, unit = ["forward", *DIRECTIONS], "G"
+        cases = list(itertools.product(names, STAGES))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            counts = pool.map(functools.partial(instructions, layers), names)
-            found = {name: [count] for name, count in zip(names, counts, strict=True)}
+            counts = list(pool.map(lambda case: instructions(layers, *case), cases))
+        pairs = zip(counts[::2], counts[1::2], strict=True)
+        found = {name: [pair] for name, pair in zip(names, pairs, strict=True)}
     else:
         unit = "s"
         for _ in range(repetitions):
             for name, program in programs(layers).items():
                 found.setdefault(name, []).append(seconds(*program))
     rows, result = [], {}
-    forward = statistics.median(t for _, t in found["forward"])
-    for name, times in found.items():
-        trace, compiled = (statistics.median(t) for t in zip(*times, strict=True))
-        result[name] = {"trace": trace, "compile": compiled, "ratio": compiled / forward}
-        rows.append([name, trace, compiled, compiled / forward])
-    show(rows, [f"{layers} layers", f"trace {unit}", f"compile {unit}", "compile / forward's"])
+    medians = {
+        name: [statistics.median(t) for t in zip(*times, strict=True)]
+        for name, times in found.items()
+    }
+    forward = medians["forward"]
+    for name, (trace, compiled) in medians.items():
+        ratio, both = compiled / forward[1], (trace + compiled) / sum(forward)
+        result[name] = {"trace": trace, "compile": compiled, "ratio": ratio, "both": both}
+        rows.append([name, trace, compiled, ratio, both])
+    head = [f"trace {unit}", f"compile {unit}", "compile / forward's", "both / forward's"]
+    show(rows, [f"{layers} layers", *head])
     finish(args, result)
 
 

@@ -12,7 +12,7 @@ from tests.slow import slow_but
 from zojax.virtual import VirtualArray, _contraction
 
 # operations of an estimate over those of the forward pass, for a layer more
-LIMITS = {"low_rank": 1.85, "rademacher": 2.15, "gaussian": 2.9}
+LIMITS = {"low_rank": 1.83, "rademacher": 2.06, "gaussian": 2.86}
 DIRECTIONS = {
     "low_rank": zojax.low_rank(1),
     "rademacher": zojax.rademacher(),

@@ -12,7 +12,7 @@ from jax import lax
 
 from zojax import noise
 from zojax.directions._direction import floating_leaves
-from zojax.noise._bits import FOLD_TAG, threefry2x32
+from zojax.noise._bits import FOLD_TAG, threefry_words
 from zojax.virtual import Noise, Term
 from zojax.virtual._buffer import Slice, in_square, outlined, slices, square_size
 from zojax.virtual._noise import DISTRIBUTIONS
@@ -22,20 +22,9 @@ _MOST_STORED = 2**16  # entries of a vector whose noise is stored
 _LEAST_COLUMNS = 64  # of a leaf whose row keys are stored: eight bytes a row
 
 
-def _pairs(key0, key1, x0, x1) -> jax.Array:
-    """Both words of `threefry2x32` of operands that broadcast, along a new second axis.
-
-    XLA would compile the hash twice if they were stacked.
-    """
-    first, second = threefry2x32(key0, key1, x0, x1)
-    shape = (first.shape[0], 2, *first.shape[1:])
-    is_first = lax.broadcasted_iota(jnp.uint32, shape, 1) == 0
-    return jnp.where(is_first, first[:, None], second[:, None])
-
-
 @outlined
 def _hash(keys, first, second) -> jax.Array:
-    return _pairs(keys[:, 0], keys[:, 1], first, second)
+    return threefry_words(keys[:, 0], keys[:, 1], first, second, axis=1)
 
 
 def hashed(keys, first, second=FOLD_TAG) -> jax.Array:
@@ -146,7 +135,7 @@ def independent(key, params, distribution: str) -> list[Term]:
             return keys[part]
         rows = jnp.arange(size, dtype=jnp.uint32)[None]
         words = keys[part, 0, None], keys[part, 1, None]
-        return _pairs(*words, rows, jnp.zeros_like(rows))
+        return threefry_words(*words, rows, jnp.zeros_like(rows), axis=1)
 
     found = iter(alike(kinds, keys_of, make))
     terms: dict[int, Term] = {

@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _ROUNDS = 13
@@ -34,6 +35,18 @@ def threefry2x32(key0, key1, x0, x1) -> tuple[jax.Array, jax.Array]:
     return x0, x1
 
 
+def threefry_words(key0, key1, x0, x1, axis: int) -> jax.Array:
+    """Both words of `threefry2x32`, along a new axis.
+
+    Where they are stacked XLA compiles the hash once for each of them.
+    """
+    first, second = threefry2x32(key0, key1, x0, x1)
+    shape = list(first.shape)
+    shape.insert(axis % (first.ndim + 1), 2)
+    is_first = lax.broadcasted_iota(jnp.uint32, shape, axis % len(shape)) == 0
+    return jnp.where(is_first, jnp.expand_dims(first, axis), jnp.expand_dims(second, axis))
+
+
 def words(key: jax.Array) -> jax.Array:
     """The two words of a key.
 
@@ -51,7 +64,7 @@ def words(key: jax.Array) -> jax.Array:
         )
     if data.shape[-1] == 2:
         return data
-    return jnp.stack(threefry2x32(*(data[..., i] for i in range(4))), axis=-1)
+    return threefry_words(*(data[..., i] for i in range(4)), axis=-1)
 
 
 def fold_in(key: jax.Array, data) -> jax.Array:
@@ -66,7 +79,7 @@ def fold_in(key: jax.Array, data) -> jax.Array:
     """
     w = words(key)
     tag = jnp.full(jnp.shape(data), FOLD_TAG, jnp.uint32)
-    return jnp.stack(threefry2x32(w[..., 0], w[..., 1], _u32(data), tag), axis=-1)
+    return threefry_words(w[..., 0], w[..., 1], _u32(data), tag, axis=-1)
 
 
 def row_keys(key: jax.Array, rows) -> tuple[jax.Array, jax.Array]:

@@ -259,7 +259,6 @@ class Noise:
         parts = [] if origin is None else [jnp.asarray(origin).reshape((1,) * len(sizes))]
         for axis, (stride, size) in enumerate(zip(strides, sizes, strict=True)):
             if stride and size > 1:
-                shape = [size if i == axis else 1 for i in range(len(sizes))]
-                along = lax.broadcasted_iota(jnp.uint32, shape, axis)
+                along = lax.broadcasted_iota(jnp.uint32, sizes, axis)
                 parts.append(along if stride == 1 else along * _u32(stride))
         return reduce(jnp.add, parts) if parts else jnp.zeros((1,) * len(sizes), jnp.uint32)
