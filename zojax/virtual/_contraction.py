@@ -55,7 +55,7 @@ def dot_general(eqn, values, report: Report):
     return _plus_thin(out, x, terms, plans)
 
 
-@partial(jax.jit, static_argnames="plans")
+@partial(jax.jit, static_argnames="plans", inline=True)
 def _plus_thin(out: jax.Array, x: jax.Array, terms: tuple[LowRank, ...], plans: tuple) -> jax.Array:
     """`out + sum x @ term`; traced once for equal shapes."""
     total = out.astype(jnp.promote_types(out.dtype, jnp.float32))

@@ -138,7 +138,7 @@ def dense_use(
         return jax.vmap(lambda x: product(x, dense))(xs)
 
     # a derivative makes the weight again: of all layers' they would fill the memory that they save
-    return jax.jit(one_at_a_time(use, shared, jax.checkpoint(late, prevent_cse=False)))
+    return jax.jit(one_at_a_time(use, shared, jax.checkpoint(late, prevent_cse=False)), inline=True)
 
 
 def panels_of(product: Product, cut: Cut) -> Panels | None:
