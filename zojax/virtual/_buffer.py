@@ -22,12 +22,16 @@ from zojax.virtual._dependence import has_other_work
 _MOST_MADE = 512
 
 
-def outlined(fn: Callable) -> Callable:
+def outlined(fn: Callable, on_cpu: bool = False) -> Callable:
     """`fn` as a computation of its own, that XLA neither inlines nor fuses with what is around.
 
     What it returns is stored, not made again by each user. Calls of one `outlined(fn)` with
     arguments of equal shapes are calls of one computation, traced once: `fn` must depend on its
     arguments only.
+
+    Args:
+        fn: arrays in, arrays out.
+        on_cpu: whether it is called on CPU alone, where an attribute of the call says it all.
     """
     made: dict[Hashable, tuple[Callable, list[bool]]] = {}
 
@@ -53,8 +57,8 @@ def outlined(fn: Callable) -> Callable:
         apart, used = made[key]
         with set_xla_metadata(inlineable="false"):
             out = apart(list(itertools.compress(passed, used)))
-        # where the attribute is not known
-        return lax.optimization_barrier(out)
+        # elsewhere the attribute is not known
+        return out if on_cpu else lax.optimization_barrier(out)
 
     return call
 

@@ -1,7 +1,7 @@
 """Products with a virtual weight that is dense for this one use."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -96,7 +96,7 @@ class Panels:
 
 
 # equal uses are calls of one computation
-_outlined = lru_cache(maxsize=512)(outlined)
+_outlined = lru_cache(maxsize=512)(partial(outlined, on_cpu=True))
 
 
 @lru_cache(maxsize=512)

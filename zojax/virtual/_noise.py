@@ -246,7 +246,10 @@ class Noise:
     def _numbers(self, bits):
         if self.distribution == "rademacher":
             # the product, in fewer operations, and differentiable
-            return jnp.where(bits >= jnp.uint32(2**31), -self.coefficient, self.coefficient)
+            plus, minus = (
+                lax.broadcast(c, bits.shape) for c in (self.coefficient, -self.coefficient)
+            )
+            return lax.select(bits >= jnp.uint32(2**31), minus, plus)
         return self.coefficient * DISTRIBUTIONS[self.distribution](bits)
 
     def _viewed(self, shape, row_strides, col_strides):
