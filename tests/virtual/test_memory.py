@@ -85,3 +85,24 @@ def test_an_update_of_any_rank_stores_no_matrix(rank):
     factors = rank * (512 + 1024) * 4
     # as drawn, and scaled
     assert compiled.memory_analysis().temp_size_in_bytes <= 2 * factors + 2**12
+
+
+def test_what_an_update_draws_is_not_kept_while_the_loss_is_asked():
+    # the keys of all rows are half a megabyte, a perturbed matrix is two
+    def loss(params, x):
+        for w in params:
+            x = jnp.tanh(x @ w.T @ w)
+        return jnp.sum(x)
+
+    params = [jax.ShapeDtypeStruct((8192, 64), jnp.float32)] * 8
+    key, x = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((8, 64), jnp.float32)
+    estimator = zojax.mezo(direction=zojax.rademacher())
+    grad, ask = zojax.value_and_grad(loss, estimator), zojax.estimate(loss, estimator)
+
+    def step(params, key, x):
+        return jax.tree.map(jnp.subtract, params, grad(key, params, x)[1])
+
+    compiled = jax.jit(step, donate_argnums=0).lower(params, key, x).compile()
+    asked = _temporaries(lambda k, p, x: ask(k, p, x).coefficients, key, params, x)
+    found = compiled.memory_analysis().temp_size_in_bytes
+    assert found <= asked + 2**16, (found, asked)

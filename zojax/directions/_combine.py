@@ -9,6 +9,7 @@ from jax import lax
 
 from zojax.directions._direction import Direction
 from zojax.virtual import Term, VirtualArray, is_virtual
+from zojax.virtual._buffer import after
 from zojax.virtual._noise import scaled_together
 
 _UNROLLED = 16  # directions in one fusion; more need a loop, which carries a full accumulator
@@ -106,6 +107,8 @@ def _squared(term: Term, weight: jax.Array) -> jax.Array:
 def _sum(direction: Direction, keys, weights, params, step, value) -> list[jax.Array]:
     """`sum_k value(z_k, w_k)` of each leaf, float32."""
     leaves, count = jax.tree.leaves(params), keys.shape[0]
+    # or XLA draws what is stored of them before the loss is asked, and keeps it all the while
+    keys = after(weights, keys)
 
     def chunk_sum(keys, weights):
         totals = [jnp.zeros(jnp.shape(leaf), jnp.float32) for leaf in leaves]
