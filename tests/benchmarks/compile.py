@@ -3,7 +3,7 @@
 The model is the GPT-like one with 32 layers that are not scanned, width 256; an estimate is
 two-sided. CPU seconds of compilation, tracing apart; each program is compiled afresh, in turn.
 With `--instructions` instructions are counted instead, by valgrind, which must be installed: a
-busy machine does not change them. That takes a quarter of an hour on two cores.
+busy machine changes them little. That takes a quarter of an hour on two cores.
 """
 
 import functools

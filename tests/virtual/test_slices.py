@@ -50,5 +50,5 @@ def test_places_that_no_slice_needs_are_dropped():
     assert cut([11])[0] <= 4
     (few, few_kernels), (many, many_kernels) = cut([11, 23]), cut([11, 23, 47, 59])
     assert many - few <= 8
-    # every slice has a kernel, but all of them are the same
+    # two slices more are two kernels more: nothing is made for the places themselves
     assert many_kernels - few_kernels <= 2
