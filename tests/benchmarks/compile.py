@@ -1,7 +1,8 @@
 """Compile time of an unrolled model's estimate over that of its forward pass.
 
-The model is the GPT-like one with 32 layers that are not scanned, width 256; an estimate is
-two-sided. CPU seconds of compilation, tracing apart; each program is compiled afresh, in turn.
+The model is the GPT-like one with 32 layers that are not scanned, width 256 unless `--width` says
+another; an estimate is two-sided. CPU seconds of compilation, tracing apart; each program is
+compiled afresh, in turn.
 With `--instructions` instructions are counted instead, by valgrind, which must be installed: a
 busy machine changes them little. That takes a quarter of an hour on two cores.
 """
@@ -37,11 +38,12 @@ def seconds(fn, *args) -> tuple[float, float]:
     return traced - start, time.process_time() - traced
 
 
-def instructions(layers: int, name: str, stage: str) -> float:
+def instructions(layers: int, width: int, name: str, stage: str) -> float:
     """Billions of instructions of one stage, counted by valgrind in a process of its own."""
     command = ["valgrind", "--tool=callgrind", "--instr-atstart=no",
                "--callgrind-out-file=/dev/null", sys.executable, "-m", __spec__.name,
-               "--layers", str(layers), "--only", name, "--stage", stage]  # fmt: skip
+               "--layers", str(layers), "--width", str(width), "--only", name,
+               "--stage", stage]  # fmt: skip
     done = subprocess.run(
         command, check=True, capture_output=True, text=True,
         env={**os.environ, "PYTHONHASHSEED": "0"},
@@ -51,9 +53,9 @@ def instructions(layers: int, name: str, stage: str) -> float:
     return int(found[1]) / 1e9
 
 
-def programs(layers: int) -> dict[str, tuple]:
+def programs(layers: int, width: int) -> dict[str, tuple]:
     """(function, arguments) of the forward pass and of each estimate."""
-    shape = gpt.Shape(layers=layers, width=256, vocabulary=1024)
+    shape = gpt.Shape(layers=layers, width=width, vocabulary=1024)
     params, tokens = gpt.parameters(shape, scanned=False), gpt.batch(shape)
     loss = functools.partial(gpt.loss, heads=shape.heads)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -69,14 +71,14 @@ def programs(layers: int) -> dict[str, tuple]:
     return found
 
 
-def only(layers: int, name: str, stage: str) -> None:
+def only(layers: int, width: int, name: str, stage: str) -> None:
     """One stage of one program, for valgrind to count; ends the process."""
 
     def count() -> None:
         command = ["callgrind_control", "--instr=on", str(os.getpid())]
         subprocess.run(command, check=True, capture_output=True)
 
-    fn, *args = programs(layers)[name]
+    fn, *args = programs(layers, width)[name]
     if stage == "trace":
         count()
     lowered = jax.jit(fn).lower(*args)
@@ -90,26 +92,27 @@ def main() -> None:
     def add(parser):
         parser.add_argument("--repetitions", type=int, default=3)
         parser.add_argument("--layers", type=int, default=32)
+        parser.add_argument("--width", type=int, default=256)
         parser.add_argument("--instructions", action="store_true")
         parser.add_argument("--only", choices=["forward", *DIRECTIONS])
         parser.add_argument("--stage", choices=STAGES)
 
     args = parse(__doc__ or "", add)
     if args.only:
-        return only(args.layers, args.only, args.stage)
+        return only(args.layers, args.width, args.only, args.stage)
     layers, repetitions = (4, 1) if args.small else (args.layers, args.repetitions)
     found: dict[str, list[tuple[float, float]]] = {}
     if args.instructions:
         names, unit = ["forward", *DIRECTIONS], "G"
         cases = list(itertools.product(names, STAGES))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            counts = list(pool.map(lambda case: instructions(layers, *case), cases))
+            counts = list(pool.map(lambda case: instructions(layers, args.width, *case), cases))
         pairs = zip(counts[::2], counts[1::2], strict=True)
         found = {name: [pair] for name, pair in zip(names, pairs, strict=True)}
     else:
         unit = "s"
         for _ in range(repetitions):
-            for name, program in programs(layers).items():
+            for name, program in programs(layers, args.width).items():
                 found.setdefault(name, []).append(seconds(*program))
     rows, result = [], {}
     medians = {
@@ -122,7 +125,7 @@ def main() -> None:
         result[name] = {"trace": trace, "compile": compiled, "ratio": ratio, "both": both}
         rows.append([name, trace, compiled, ratio, both])
     head = [f"trace {unit}", f"compile {unit}", "compile / forward's", "both / forward's"]
-    show(rows, [f"{layers} layers", *head])
+    show(rows, [f"{layers} layers of {args.width}", *head])
     finish(args, result)
 
 

@@ -7,8 +7,8 @@ import pytest
 
 import zojax
 from tests.noise.test_exact_updates import INTEGERS
-from zojax import noise
-from zojax.directions import Direction
+from zojax import noise, virtual
+from zojax.directions import Direction, combine, perturb
 from zojax.virtual import Noise
 from zojax.virtual._noise import ONE, ONES, scaled
 
@@ -52,17 +52,19 @@ def test_a_leaf_draws_the_numbers_of_its_own_key(distribution):
 
 def test_what_is_stored_is_small():
     stored = [leaf for term in _terms(zojax.gaussian()) for leaf in jax.tree.leaves(term)]
-    # a vector of 64, and the keys of the rows of three matrices in a square of four: nothing of the
-    # long vector or of a matrix
-    assert max(leaf.size for leaf in stored) == 64
+    # the numbers of two vectors of 64, and fewer words of keys: nothing of the long vector or of a
+    # matrix
+    assert max(leaf.size for leaf in stored) == 128
 
 
-def test_known_row_keys_change_no_view():
+@pytest.mark.parametrize("distribution", ["rademacher", "nibble_sum"])
+def test_known_row_keys_change_no_view(distribution):
+    # integers of several kinds: a row has one key, or several
     weights = [i for i, leaf in enumerate(jax.tree.leaves(PARAMS)) if leaf.shape == (2, 3, 64)]
     (place,) = weights
-    term = _terms(zojax.rademacher())[place]
+    term = _terms(MADE[distribution])[place]
     assert isinstance(term, Noise) and term.row_keys is not None
-    plain = Noise.of_leaf(noise.fold_in(KEY, place), 1.0, "rademacher", (2, 3, 64))
+    plain = Noise.of_leaf(noise.fold_in(KEY, place), 1.0, distribution, (2, 3, 64))
     views = [
         lambda t: t.transpose((2, 0, 1)),
         lambda t: t.transpose((1, 0, 2)),  # rows out of their order: hashed again
@@ -88,3 +90,37 @@ def test_known_row_keys_change_no_view():
 def test_the_coefficient_of_a_scale_of_one(distribution):
     scale, coefficient = scaled(jnp.float32(1), 1.0, distribution)
     assert (float(scale), float(coefficient)) == (float(ONE), float(ONES[distribution]))
+
+
+STRETCHED = {
+    "w": jnp.linspace(0.5, 2, 128),
+    "v": jnp.linspace(1, 3, 64),
+    "s": jnp.float32(4),
+}
+
+
+@pytest.mark.parametrize(
+    "direction",
+    [
+        *MADE.values(),
+        zojax.preconditioned(zojax.gaussian(), STRETCHED),
+        zojax.preconditioned(zojax.rademacher(), STRETCHED),
+        zojax.masked(zojax.gaussian(), {"w": True, "v": True, "s": False}),
+        zojax.blocks(zojax.gaussian(), {"w": "a", "v": "b", "s": "b"}),
+        zojax.sphere(),
+        zojax.n_m(zojax.gaussian(), 2, 4),
+    ],
+    ids=lambda direction: direction.name,
+)
+def test_what_perturbs_is_what_updates(direction):
+    params = {"w": jnp.zeros((64, 128)), "v": jnp.zeros(64), "s": jnp.zeros(())}
+
+    @jax.jit
+    def both(key):
+        words = noise.words(key)
+        moved = virtual.materialize(perturb(direction, words, params, 0.25))
+        return moved, combine(direction, words[None], jnp.array([0.25]), params)
+
+    moved, update = both(KEY)
+    for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(update), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)

@@ -12,7 +12,7 @@ from tests.slow import slow_but
 from zojax.virtual import VirtualArray, _contraction
 
 # operations of an estimate over those of the forward pass, for a layer more
-LIMITS = {"low_rank": 1.83, "rademacher": 2.06, "gaussian": 2.86}
+LIMITS = {"low_rank": 1.81, "rademacher": 2.02, "gaussian": 1.77}
 DIRECTIONS = {
     "low_rank": zojax.low_rank(1),
     "rademacher": zojax.rademacher(),
@@ -70,9 +70,9 @@ def test_products_of_equal_shapes_are_traced_once(name, monkeypatch):
     function = {"rademacher": "materialize_as_stored", "low_rank": "_thin_product"}[name]
     original, calls = getattr(made, function), []
 
-    def counted(*args):
+    def counted(*args, **kwargs):
         calls.append(args)
-        return original(*args)
+        return original(*args, **kwargs)
 
     monkeypatch.setattr(made, function, counted)
 

@@ -16,8 +16,8 @@ def _temporaries(fn, *args) -> int:
 
 
 @functools.cache
-def _forward(scanned, vocabulary=8192):
-    shape = gpt.Shape(layers=4 if scanned else 3, width=512, vocabulary=vocabulary)
+def _forward(scanned, vocabulary=8192, width=512):
+    shape = gpt.Shape(layers=4 if scanned else 3, width=width, vocabulary=vocabulary)
     params = gpt.parameters(shape, scanned)
     tokens = jax.ShapeDtypeStruct((shape.batch, shape.length), jnp.int32)
     loss = functools.partial(gpt.loss, heads=shape.heads)
@@ -50,6 +50,15 @@ def test_beside_a_small_forward_a_dense_use_needs_a_panel():
     sparse = _temporaries(step, abstract(theta), key, abstract(frozen), tokens)
     panel = 4 * 2**20
     assert max(dense, sparse) <= forward + panel, (dense, sparse, forward)
+
+
+def test_what_is_drawn_at_once_and_a_weight_are_a_panel():
+    # a forward of 5 MB; the noise of a layer is 3 MB, its largest weights 1 MB
+    loss, params, tokens, forward = _forward(False, vocabulary=1024, width=256)
+    ask = zojax.estimate(loss, zojax.mezo(direction=zojax.gaussian()))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    found = _temporaries(lambda k, p, t: ask(k, p, t).coefficients, key, params, tokens)
+    assert found <= forward + 4 * 2**20, (found, forward)
 
 
 @pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "unrolled"])

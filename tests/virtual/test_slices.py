@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zojax.virtual._buffer import in_square, slices, square_size
+from zojax.virtual._slices import in_square, slices, square_size
 
 
 def _squares(counts, shapes):

@@ -10,7 +10,7 @@ from jax import lax
 from zojax.directions._direction import Direction
 from zojax.virtual import Term, VirtualArray, is_virtual
 from zojax.virtual._buffer import after
-from zojax.virtual._noise import scaled_together
+from zojax.virtual._scaled import scaled_together
 
 _UNROLLED = 16  # directions in one fusion; more need a loop, which carries a full accumulator
 _CHUNK = 8  # directions an iteration of that loop: compile time against traffic

@@ -12,6 +12,7 @@ from jax import lax
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _ROUNDS = 13
+COLUMN = 0x9E3779B9  # times a column: what it adds to the first word of its row's key
 FOLD_TAG = 0x7A6F6A61
 
 
@@ -182,7 +183,7 @@ def _mix(r0: jax.Array, r1: jax.Array, cols) -> jax.Array:
 
 
 def _multiplied(r0: jax.Array, r1: jax.Array, cols) -> jax.Array:
-    x = _u32(cols) * jnp.uint32(0x9E3779B9) + r0
+    x = _u32(cols) * jnp.uint32(COLUMN) + r0
     x = x ^ (x >> jnp.uint32(16))
     x = x * jnp.uint32(0x21F0AAAD)
     x = x ^ (x >> jnp.uint32(15))

@@ -126,6 +126,11 @@ class VirtualArray:
             return self.terms[0].scale
         return None if self.entries is None else self.entries.values
 
+    def undrawn(self) -> "VirtualArray":
+        """The same array, whose noise is made from its keys alone."""
+        terms = (replace(t, drawn=None) if isinstance(t, Noise) else t for t in self.terms)
+        return replace(self, terms=tuple(terms))
+
     def after(self, x: jax.Array) -> "VirtualArray":
         """The same array, whose dense form cannot be made before `x` is there."""
         if is_formula(self.base):

@@ -1,9 +1,7 @@
 """Where XLA must not do what it does by itself: fuse, hoist, or batch a weight."""
 
 import itertools
-import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
@@ -58,9 +56,14 @@ def outlined(fn: Callable, on_cpu: bool = False) -> Callable:
         with set_xla_metadata(inlineable="false"):
             out = apart(list(itertools.compress(passed, used)))
         # elsewhere the attribute is not known
-        return out if on_cpu else lax.optimization_barrier(out)
+        return out if on_cpu else barrier_but_on_cpu(out)
 
     return call
+
+
+def barrier_but_on_cpu(values):
+    """An optimization barrier, or nothing on CPU: one of them is one more pass over a program."""
+    return lax.platform_dependent(values, cpu=lambda x: x, default=lax.optimization_barrier)
 
 
 def _apart(fn, tree, constants, passed) -> tuple[Callable, list[bool]]:
@@ -114,94 +117,6 @@ def called(fn: Callable) -> Callable:
     return call
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["square", "row", "column"],
-    meta_fields=["shape"],
-)
-@dataclass(frozen=True)
-class Slice:
-    """One of many small arrays that are stored in a square, cut out where it is used."""
-
-    square: jax.Array
-    row: jax.Array
-    column: jax.Array
-    shape: tuple[int, ...]
-
-    def get(self) -> jax.Array:
-        """The slice."""
-        starts = (self.row, self.column, jnp.zeros_like(self.row))
-        cut = lax.dynamic_slice(self.square, starts, (1, 1, self.square.shape[2]))
-        return cut.reshape(self.shape)
-
-
-def square_size(count: int) -> int:
-    """How many arrays a square of at least `count` arrays has."""
-    return -(-count // _side(count)) * _side(count)
-
-
-def in_square(arrays: jax.Array, count: int) -> jax.Array:
-    """`square_size(count)` small arrays along the first axis, as `slices` wants them."""
-    side, (size, *shape) = _side(count), arrays.shape
-    return arrays.reshape(size // side, side, math.prod(shape))
-
-
-def slices(
-    squares: Sequence[jax.Array], counts: Sequence[int], shapes: Sequence[tuple[int, ...]]
-) -> list[list[Slice]]:
-    """Slices of squares of small arrays, so that equal uses of different slices compile once.
-
-    XLA fuses a slice into its use, and each offset makes another kernel to compile. On CPU the
-    place of a slice is therefore two numbers that XLA does not know, and nothing else that uses
-    would share: XLA writes a kernel otherwise where a part of it has been seen before.
-
-    Args:
-        squares: as from `in_square`.
-        counts: how many slices of each, at least 1.
-        shapes: of the slices of each.
-
-    Returns:
-        The first `count` slices of each square.
-    """
-    if not squares:
-        return []
-    most = max(2, *map(_side, counts))
-
-    def known():
-        places = [jnp.uint32(i) for i in range(most)]
-        return places, places
-
-    traced = any(isinstance(x, Tracer) for x in squares)
-    rows, columns = (
-        lax.platform_dependent(cpu=partial(_unknown, most), default=known) if traced else known()
-    )
-    out = []
-    for square, count, shape in zip(squares, counts, shapes, strict=True):
-        places = [divmod(i, square.shape[1]) for i in range(count)]
-        out.append([Slice(square, rows[row], columns[column], shape) for row, column in places])
-    return out
-
-
-def _side(count: int) -> int:
-    return math.isqrt(count - 1) + 1 if count > 1 else 1
-
-
-def _unknown(count: int) -> tuple[list[jax.Array], list[jax.Array]]:
-    """0, 1, ..., count - 1, twice: the carries of a loop that swaps each with another, two times.
-
-    A carry depends on its partner alone, so that XLA drops all that are not used at once; one after
-    the other would send it through the whole program again and again.
-    """
-    first = [(jnp.uint32(i), jnp.uint32(0)) for i in range(count)]
-    second = [(jnp.uint32(i), jnp.uint32(1)) for i in range(count)]
-
-    def body(_, pairs):
-        return [(b, a) for a, b in pairs]
-
-    pairs = lax.fori_loop(0, 2, body, first + second)
-    return [a for a, _ in pairs[:count]], [a for a, _ in pairs[count:]]
-
-
 def after(x: jax.Array, value: jax.Array, strictly: bool = False) -> jax.Array:
     """`value`, but not before `x` is there; perhaps NaN or 0 if the first element of `x` is NaN.
 
@@ -216,8 +131,8 @@ def after(x: jax.Array, value: jax.Array, strictly: bool = False) -> jax.Array:
 
     value, x = _compat.varying_like(value, x), lax.stop_gradient(x)
     if strictly:
-        return lax.platform_dependent(x, value, tpu=barrier, default=_depend)
-    return lax.platform_dependent(x, value, cpu=_depend, default=barrier)
+        return lax.platform_dependent(x, value, tpu=barrier, default=depend)
+    return lax.platform_dependent(x, value, cpu=depend, default=barrier)
 
 
 def cut_after(x: jax.Array, stack: jax.Array, index: jax.Array) -> jax.Array:
@@ -232,7 +147,7 @@ def _cut(x, stack, index):
 @outlined
 def _cut_late(x, stack, index):
     # the first element is taken inside: a second use of `x` would change how XLA makes `x`
-    return _cut(x, stack, _depend(x, index))
+    return _cut(x, stack, depend(x, index))
 
 
 @custom_vmap
@@ -253,7 +168,7 @@ _cut_after: Any = jax.custom_jvp(_cut_alone)
 _cut_after.defjvp(lambda primals, tangents: jax.jvp(_cut, primals, tangents))
 
 
-def _depend(x, value):
+def depend(x, value):
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.size == 0:
         return value
     first = lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(())
@@ -261,11 +176,12 @@ def _depend(x, value):
     return jnp.where(jnp.isnan(first), jnp.asarray(bad, value.dtype), value)
 
 
-def one_at_a_time(fn: Callable, shared: Callable, plain: Callable) -> Callable:
+def one_at_a_time(fn: Callable, one_of_many: Callable, shared: Callable, plain: Callable):
     """Under `vmap`, run `fn(x, weight)` query by query: one perturbed weight at a time.
 
     Args:
         fn: `(x, weight) -> array`; `weight` any tree.
+        one_of_many: the same function, as it is run for each query.
         shared: `fn` of one weight and a batch of x, `(xs, weight) -> arrays`.
         plain: the same function as `fn`, to differentiate.
 
@@ -286,7 +202,7 @@ def one_at_a_time(fn: Callable, shared: Callable, plain: Callable) -> Callable:
         def one(values):
             rest = iter(values)
             filled = [next(rest) if flag else x for x, flag in zip(leaves, flags, strict=True)]
-            return fn(*jax.tree.unflatten(structure, filled))
+            return one_of_many(*jax.tree.unflatten(structure, filled))
 
         return lax.map(one, moving), True
 

@@ -42,7 +42,7 @@ def dot_general(eqn, values, report: Report):
     kernel = kernel_product(eqn, side, rest, at_use, report.implementation) if is_dense else None
     report.note(eqn, side, weight, "kernel" if kernel else "at use" if is_dense else "fused")
     if kernel:
-        out = kernel(x, replace(rest, name=""))
+        out = kernel(x, replace(rest.undrawn(), name=""))
     elif is_dense:
         panels, large = (panels_of(product, cut) for cut in (ON_CPU, ELSEWHERE))
         is_stored = not is_formula(rest.base) and rest.entries is None

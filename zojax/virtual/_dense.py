@@ -122,10 +122,10 @@ def dense_use(
 
     def late(x, weight: VirtualArray):
         # XLA makes the perturbed weights of many layers before the first is used
-        return whole(x, weight.after(x))
+        return whole(x, weight.undrawn().after(x))
 
     def late_panels(x, weight: VirtualArray):
-        return (large or whole)(x, weight.after(x))
+        return (large or whole)(x, weight.undrawn().after(x))
 
     def use(x, weight: VirtualArray):
         if not alone:
@@ -133,12 +133,16 @@ def dense_use(
         apart = _outlined(panels or _AsStored(product))
         return lax.platform_dependent(x, weight, cpu=apart, default=late_panels)
 
+    def one_of_many(x, weight: VirtualArray):
+        return use(x, weight.undrawn())
+
     def shared(xs, weight: VirtualArray):
-        dense = weight.materialize()
+        dense = weight.undrawn().materialize()
         return jax.vmap(lambda x: product(x, dense))(xs)
 
     # a derivative makes the weight again: of all layers' they would fill the memory that they save
-    return jax.jit(one_at_a_time(use, shared, jax.checkpoint(late, prevent_cse=False)), inline=True)
+    plain = jax.checkpoint(late, prevent_cse=False)
+    return jax.jit(one_at_a_time(use, one_of_many, shared, plain), inline=True)
 
 
 def panels_of(product: Product, cut: Cut) -> Panels | None:

@@ -16,6 +16,7 @@ from zojax.virtual._buffer import after, outlined
 from zojax.virtual._low_rank import LowRank
 from zojax.virtual._report import Report, is_vector
 from zojax.virtual._rules import apply_rule
+from zojax.virtual._together import drawn_together
 
 
 def evaluate(jaxpr, args: list, report: Report, fixed: Sequence[bool] = ()) -> list:
@@ -34,8 +35,11 @@ def evaluate(jaxpr, args: list, report: Report, fixed: Sequence[bool] = ()) -> l
     def read(atom):
         return atom.val if hasattr(atom, "val") else env[atom]
 
+    together = drawn_together(jaxpr, env)
     for eqn in jaxpr.eqns:
         values = [read(v) for v in eqn.invars]
+        if id(eqn) in together:
+            values = together[id(eqn)].with_numbers(values)
         flags = [hasattr(v, "val") or v in same for v in eqn.invars]
         if any(map(is_virtual, values)):
             outs = _evaluate_virtual(eqn, values, report, flags)

@@ -1,7 +1,6 @@
 """The term that is pure noise, addressed by element."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any
@@ -13,10 +12,8 @@ from jax import lax
 
 from zojax import noise
 from zojax.noise._bits import top_bits_of_row_keys
-from zojax.virtual._buffer import Slice, outlined
-from zojax.virtual._low_rank import LowRank
+from zojax.virtual._row_keys import Drawn, RowKeys, order_of
 from zojax.virtual._shapes import reshape_groups, row_major_strides
-from zojax.virtual._term import Term
 
 # those of integers, with the factor that gives them variance one
 _UNITS = {"rademacher": 1.0, "nibble_sum": 170**-0.5}
@@ -27,6 +24,8 @@ ONES: dict[str, Any] = {
     "rademacher": ONE,
     "nibble_sum": np.float32(float.fromhex("0x1.3a28p-4")),
 }
+# made in less time than it takes to store and to read them
+CHEAP = ("rademacher",)
 DISTRIBUTIONS = {
     "gaussian": noise.gaussian,
     "nibble_sum": noise.nibble_sum,
@@ -55,35 +54,14 @@ def scaled(scale: jax.Array, factor, distribution: str) -> tuple[jax.Array, jax.
     return scale, scale if unit is None else noise.round_coefficient(scale * jnp.float32(unit))
 
 
-def scaled_together(terms: Sequence[Any], factor) -> list[Term | None]:
-    """`term.scaled(factor)` of each, where terms that have one scale share the scaled one.
-
-    Else XLA multiplies and rounds again in every use, which takes longer to compile.
-    """
-    products: dict[tuple, jax.Array] = {}
-    found: dict[tuple, tuple[jax.Array, jax.Array]] = {}
-    out = []
-    for term in terms:
-        distribution = getattr(term, "distribution", None)
-        key = id(getattr(term, "scale", None)), distribution
-        if type(term) is LowRank:
-            products[key] = products[key] if key in products else term.scale * factor
-            out.append(replace(term, scale=products[key]))
-        elif distribution in DISTRIBUTIONS:
-            if key not in found:
-                found[key] = _scaled[distribution](term.scale, jnp.asarray(factor, jnp.float32))
-            out.append(replace(term, scale=found[key][0], coefficient=found[key][1]))
-        else:
-            out.append(None if term is None else term.scaled(factor))
-    return out
-
-
-_scaled = {name: outlined(partial(scaled, distribution=name)) for name in DISTRIBUTIONS}
+def numbers_of(distribution: str, row_keys: tuple[jax.Array, jax.Array], cols) -> jax.Array:
+    """The numbers at columns of rows whose keys are known; without a coefficient, float32."""
+    return DISTRIBUTIONS[distribution](noise.bits_of_row_keys(*row_keys, cols))
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["key", "scale", "coefficient", "row", "col", "row_keys"],
+    data_fields=["key", "scale", "coefficient", "row", "col", "row_keys", "drawn"],
     meta_fields=["distribution", "shape", "row_strides", "col_strides"],
 )
 @dataclass(frozen=True)
@@ -106,8 +84,9 @@ class Noise:
         row, col: uint32 scalars, address of the view's first element; None is zero.
         distribution: "rademacher", "nibble_sum" or "gaussian", each of variance one.
         shape, row_strides, col_strides: static, one entry an axis.
-        row_keys: uint32[2, rows], the words of the keys of all rows of the leaf, or None where
-            each use hashes those that it needs. It saves many operations to compile.
+        row_keys: the keys of all rows of the leaf, or None where each use hashes those that it
+            needs. They save many operations to compile.
+        drawn: the numbers of the whole leaf, for one use on a CPU, or None.
     """
 
     key: jax.Array
@@ -119,7 +98,8 @@ class Noise:
     shape: tuple[int, ...]
     row_strides: tuple[int, ...]
     col_strides: tuple[int, ...]
-    row_keys: Slice | None = field(default=None, kw_only=True)
+    row_keys: RowKeys | None = field(default=None, kw_only=True)
+    drawn: Drawn | None = field(default=None, kw_only=True)
 
     @classmethod
     def of_leaf(
@@ -204,10 +184,12 @@ class Noise:
         shape = index.shape[: index.ndim - len(others)] + tuple(sizes)
         if self.row_keys is None:
             return jnp.broadcast_to(self._values(row, col), shape)
-        words = self.row_keys.get().at[:, row].get(mode="promise_in_bounds")
-        return jnp.broadcast_to(self._hashed(words, col), shape)
+        words = self.row_keys.get().at[row].get(mode="promise_in_bounds")
+        return jnp.broadcast_to(self._hashed((words[..., 0], words[..., 1]), col), shape)
 
     def materialize(self):
+        if self.drawn is not None and (order := self.order) is not None:
+            return self.coefficient * self.drawn.get(self.shape, order)
         # axes that neither row nor column depend on are computed once and broadcast
         strides = zip(self.shape, self.row_strides, self.col_strides, strict=True)
         sizes = [n if r or c else 1 for n, r, c in strides]
@@ -220,6 +202,17 @@ class Noise:
             values = self._hashed(words, col)
         return jnp.broadcast_to(values, self.shape)
 
+    @property
+    def order(self) -> list[int] | None:
+        """The axes as they lie in the leaf, if its noise can be drawn with others' and this is all
+        of it, else None."""
+        keys = self.row_keys
+        if keys is None or keys.run is None or self.row is not None or self.col is not None:
+            return None
+        if math.prod(self.shape) != keys.count * keys.run.width:
+            return None
+        return order_of(self.shape, self.row_strides, self.col_strides, keys.rows)
+
     def _words(self, sizes) -> list[jax.Array] | None:
         """The keys of the view's rows, along its axes; None if unknown or not in their order."""
         if self.row_keys is None:
@@ -231,9 +224,9 @@ class Noise:
                     return None
                 shape[axis], count = sizes[axis], count * sizes[axis]
         part = self.row_keys.get()
-        if count != part.shape[1]:
-            part = lax.dynamic_slice_in_dim(part, 0 if self.row is None else self.row, count, 1)
-        return [word.reshape(shape) for word in part]
+        if count != part.shape[0]:
+            part = lax.dynamic_slice_in_dim(part, 0 if self.row is None else self.row, count)
+        return [part[:, i].reshape(shape) for i in range(2)]
 
     def _hashed(self, words, col):
         if self.distribution == "rademacher":

@@ -17,7 +17,7 @@ _MOST_SUBSETS = 2**16
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["key", "scale", "coefficient", "row", "col", "row_keys"],
+    data_fields=["key", "scale", "coefficient", "row", "col", "row_keys", "drawn"],
     meta_fields=["distribution", "shape", "row_strides", "col_strides", "n", "m"],
 )
 @dataclass(frozen=True)

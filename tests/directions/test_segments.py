@@ -1,0 +1,83 @@
+"""Which leaves are stored and drawn together."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zojax.directions._segments import _repetition, segments
+
+LAYER = ((64,), (64, 128), (64, 64), (128, 64), (128,), ())
+SHAPES = st.lists(
+    st.one_of(
+        st.tuples(),
+        st.tuples(st.sampled_from([0, 1, 3, 64, 128, 2**16, 2**17])),
+        st.tuples(
+            st.sampled_from([1, 5, 64, 2**14, 2**16]), st.sampled_from([8, 64, 96, 128, 192])
+        ),
+        st.tuples(st.just(2), st.just(3), st.just(64)),
+    ),
+    max_size=24,
+)
+
+
+@given(SHAPES, st.booleans())
+def test_every_leaf_is_in_one_place_at_most_and_keys_are_contiguous(shapes, together):
+    seen = []
+    for layout, members in segments(tuple(shapes), together).items():
+        for leaves in members:
+            seen += leaves
+            for leaf, part, run, place in zip(
+                leaves, layout.parts, layout.run_of, layout.places, strict=True
+            ):
+                assert part.keys * part.width == math.prod(shapes[leaf])
+                assert part.rows == math.prod(shapes[leaf][:-1])
+                if run is None:
+                    assert part.blocks == 1
+                else:
+                    assert run.width == part.width and place + part.keys <= run.count
+        firsts = [
+            p + (r.first if r else 0) for p, r in zip(layout.places, layout.run_of, strict=True)
+        ]
+        sizes = [part.keys for part in layout.parts]
+        assert firsts == [sum(sizes[:i]) for i in range(len(sizes))]
+    assert len(seen) == len(set(seen))
+    # a small vector always has a place: its numbers are stored
+    assert set(seen) >= {
+        i for i, s in enumerate(shapes) if len(s) < 2 and 0 < math.prod(s) <= 2**16
+    }
+
+
+@given(SHAPES)
+def test_what_is_drawn_at_once_fits_a_panel(shapes):
+    for layout in segments(tuple(shapes), together=True):
+        for run in layout.runs[len(layout.stored) :]:
+            sizes = [
+                part.keys * part.width
+                for part, of in zip(layout.parts, layout.run_of, strict=True)
+                if of == run
+            ]
+            assert len(sizes) > 1 and sum(sizes) + max(sizes) <= 2**20
+
+
+@pytest.mark.parametrize("layers", [2, 12])
+@pytest.mark.parametrize("before, after", [((), ()), (((512, 64), (64,)), ((64,), (64, 512)))])
+def test_a_segment_is_a_layer(layers, before, after):
+    found = segments((*before, *LAYER * layers, *after), together=True)
+    (leaves,) = (v for v in found.values() if len(v) > 1)
+    assert sorted(map(sorted, leaves)) == [
+        list(range(len(before) + i * 6, len(before) + (i + 1) * 6)) for i in range(layers)
+    ]
+
+
+@given(
+    st.lists(st.integers(0, 2), max_size=4),
+    st.lists(st.integers(3, 9), min_size=1, max_size=4, unique=True),
+    st.integers(2, 5),
+)
+def test_a_stretch_that_repeats_is_found(others, period, count):
+    start, length, times = _repetition([*others, *period * count, *others])
+    expected = len(others), len(period), count
+    # or one as long in what is before and after
+    assert (start, length, times) == expected or length * times >= len(period) * count
