@@ -86,7 +86,7 @@ class Noise:
         shape, row_strides, col_strides: static, one entry an axis.
         row_keys: the keys of all rows of the leaf, or None where each use hashes those that it
             needs. They save many operations to compile.
-        drawn: the numbers of the whole leaf, for one use on a CPU, or None.
+        drawn: the values of the whole leaf, for one use on a CPU, or None.
     """
 
     key: jax.Array
@@ -189,7 +189,7 @@ class Noise:
 
     def materialize(self):
         if self.drawn is not None and (order := self.order) is not None:
-            return self.coefficient * self.drawn.get(self.shape, order)
+            return self.drawn.get(self.shape, order)
         # axes that neither row nor column depend on are computed once and broadcast
         strides = zip(self.shape, self.row_strides, self.col_strides, strict=True)
         sizes = [n if r or c else 1 for n, r, c in strides]

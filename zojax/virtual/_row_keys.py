@@ -68,10 +68,10 @@ class RowKeys:
 @partial(jax.tree_util.register_dataclass, data_fields=["numbers", "keys"], meta_fields=[])
 @dataclass(frozen=True)
 class Drawn:
-    """The numbers of a leaf's noise, among those that were drawn with it.
+    """The values of a leaf's noise, among those that were drawn with it.
 
     Attributes:
-        numbers: float32[n, width], of a run.
+        numbers: float32[n, width], of a run, times the coefficient.
         keys: of which the leaf's are made.
     """
 
@@ -79,7 +79,7 @@ class Drawn:
     keys: RowKeys
 
     def get(self, shape: tuple[int, ...], order: list[int]) -> jax.Array:
-        """The numbers of a view of the whole leaf.
+        """The values of a view of the whole leaf.
 
         Args:
             shape: of the view.

@@ -33,6 +33,7 @@ class _Use(NamedTuple):
     eqn: Any
     keys: RowKeys
     run: Run
+    coefficient: jax.Array
 
 
 class Group:
@@ -51,7 +52,8 @@ class Group:
         keys: Any = term.row_keys
         numbers = self._numbers
         if numbers is None:
-            numbers = self._numbers = _draw(term.distribution, keys.run)(x, keys.segment)
+            draw = _draw(term.distribution, keys.run)
+            numbers = self._numbers = draw(x, keys.segment, term.coefficient)
         out = list(values)
         drawn = Drawn(numbers, keys)
         out[side] = replace(weight, terms=(replace(term, drawn=drawn),))
@@ -79,7 +81,8 @@ def drawn_together(jaxpr, values: dict) -> dict[int, Group]:
 
 def _run_of(use: _Use) -> tuple:
     segment = use.keys.segment
-    return *(id(x) for x in (segment.square, segment.row, segment.column)), use.run
+    shared = (segment.square, segment.row, segment.column, use.coefficient)
+    return *(id(x) for x in shared), use.run
 
 
 def _uses(jaxpr, values: dict) -> list[_Use]:
@@ -94,7 +97,7 @@ def _uses(jaxpr, values: dict) -> list[_Use]:
         elif name == "dot_general" and (of[0] is None) != (of[1] is None):
             term: Any = of[1] if of[0] is None else of[0]
             if id(term) not in seen:
-                found.append(_Use(eqn, term.row_keys, term.row_keys.run))
+                found.append(_Use(eqn, term.row_keys, term.row_keys.run, term.coefficient))
             seen.add(id(term))
     return found
 
@@ -111,35 +114,35 @@ def _groupable(value) -> Noise | None:
 
 @lru_cache(maxsize=512)
 def _draw(distribution: str, run: Run) -> Callable:
-    """`(x, segment) -> float32[count, width]`: on a CPU the numbers of a run, when x is there.
-
-    Elsewhere zeros, that nothing uses.
+    """`(x, segment, coefficient) -> float32[count, width]`: on a CPU the numbers of a run times the
+    coefficient, made when x is there; elsewhere zeros, that nothing uses.
     """
     none = jax.ShapeDtypeStruct((run.count, run.width), jnp.float32)
 
-    def zeros(x, segment):
-        del segment
+    def zeros(x, segment, coefficient):
+        del segment, coefficient
         return _compat.varying_like(jnp.zeros(none.shape, none.dtype), x)
 
     @partial(outlined, on_cpu=True)
-    def numbers(x, segment: Slice):
+    def numbers(x, segment: Slice, coefficient):
         part = segment.part(jnp.uint32(run.first), run.count)
         words = replace(part, row=depend(x, _compat.varying_like(part.row, x))).get()
         cols = jnp.arange(run.width, dtype=jnp.uint32)
-        return numbers_of(distribution, (words[:, 0, None], words[:, 1, None]), cols)
+        drawn = numbers_of(distribution, (words[:, 0, None], words[:, 1, None]), cols)
+        return coefficient * drawn
 
     @custom_vmap
-    def draw(x, segment: Slice):
-        return lax.platform_dependent(x, segment, cpu=numbers, default=zeros)
+    def draw(x, segment: Slice, coefficient):
+        return lax.platform_dependent(x, segment, coefficient, cpu=numbers, default=zeros)
 
     @draw.def_vmap
-    def _(size, is_batched, x, segment):
+    def _(size, is_batched, x, segment, coefficient):
         del size
-        x_batched, segment_batched = is_batched
-        if any(jax.tree.leaves(segment_batched)):
+        x_batched, *batched = is_batched
+        if any(jax.tree.leaves(batched)):
             # each query draws the noise of each product when it comes to it: see `dense_use`
             return jnp.zeros(none.shape, none.dtype), False
-        return draw(x[0] if x_batched else x, segment), False
+        return draw(x[0] if x_batched else x, segment, coefficient), False
 
     differentiable: Any = jax.custom_jvp(draw)
     differentiable.defjvp(lambda primals, _: (out := draw(*primals), jnp.zeros_like(out)))
