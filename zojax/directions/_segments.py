@@ -138,7 +138,7 @@ def _cut(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
 
 
 def _repetition(kinds: Sequence[Hashable]) -> tuple[int, int, int]:
-    """(start, period, number of periods) of the longest stretch that repeats; of none (0, 1, 0)."""
+    """(start, period, number of periods) of the most leaves that repeat; of none (0, 1, 0)."""
     names: dict[Hashable, int] = {}
     named = np.array([names.setdefault(kind, len(names)) for kind in kinds])
     most, found = 0, (0, 1, 0)
@@ -147,8 +147,9 @@ def _repetition(kinds: Sequence[Hashable]) -> tuple[int, int, int]:
         cuts = np.array([-1, *differs, len(kinds) - period])
         runs = np.diff(cuts) - 1
         run, start = int(runs.max()), int(cuts[runs.argmax()]) + 1
-        if run >= period and run > most:
-            most, found = run, (start, period, (run + period) // period)
+        count = (run + period) // period
+        if count > 1 and count * period > most:
+            most, found = count * period, (start, period, count)
     return found
 
 
