@@ -27,10 +27,6 @@ class Part(NamedTuple):
     def keys(self) -> int:
         return self.rows * self.blocks
 
-    @property
-    def size(self) -> int:
-        return self.keys * self.width
-
 
 class Layout(NamedTuple):
     """How the keys of several leaves lie; equal for layers that are alike.

@@ -169,6 +169,7 @@ _cut_after.defjvp(lambda primals, tangents: jax.jvp(_cut, primals, tangents))
 
 
 def depend(x, value):
+    """`value`, or NaN or 0 if the first element of `x` is NaN: so that it cannot be before `x`."""
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.size == 0:
         return value
     first = lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(())
