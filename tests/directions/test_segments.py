@@ -49,16 +49,34 @@ def test_every_leaf_is_in_one_place_at_most_and_keys_are_contiguous(shapes, toge
     }
 
 
-@given(SHAPES)
-def test_what_is_drawn_at_once_fits_a_panel(shapes):
-    for layout in segments(tuple(shapes), together=True):
-        for run in layout.runs[len(layout.stored) :]:
-            sizes = [
-                part.keys * part.width
-                for part, of in zip(layout.parts, layout.run_of, strict=True)
-                if of == run
-            ]
-            assert len(sizes) > 1 and sum(sizes) + max(sizes) <= 2**20
+def _drawn(layout):
+    """The sizes of the matrices of each run."""
+    return [
+        [p.keys * p.width for p, of in zip(layout.parts, layout.run_of, strict=True) if of == run]
+        for run in layout.runs[len(layout.stored) :]
+    ]
+
+
+@given(SHAPES, st.sampled_from([1, 40]))
+def test_what_is_drawn_at_once_fits_a_panel_or_a_share_of_all(shapes, times):
+    most = max(2**20, times * sum(map(math.prod, shapes)) // 24)
+    for layout in segments(tuple(shapes) * times, together=True):
+        for sizes in _drawn(layout):
+            assert len(sizes) > 1 and sum(sizes) + max(sizes) <= most
+
+
+@pytest.mark.parametrize("width, expected", [(256, 4), (512, 4), (1024, 4), (2048, 0)])
+def test_a_layer_of_thirty_two_is_drawn_at_once_up_to_64_megabytes(width, expected):
+    layer = (width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)
+    (layout,) = segments(layer * 32, together=True)
+    assert [len(sizes) for sizes in _drawn(layout)] == [expected] * (expected > 0)
+    assert len(layout.parts) == 4
+
+
+def test_a_wide_layer_of_few_is_not():
+    layer = (1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024)
+    (layout,) = segments(layer * 6, together=True)
+    assert not layout.runs
 
 
 @pytest.mark.parametrize("layers", [2, 12])

@@ -16,8 +16,9 @@ def _temporaries(fn, *args) -> int:
 
 
 @functools.cache
-def _forward(scanned, vocabulary=8192, width=512):
-    shape = gpt.Shape(layers=4 if scanned else 3, width=width, vocabulary=vocabulary)
+def _forward(scanned, vocabulary=8192, width=512, layers=None):
+    layers = layers or (4 if scanned else 3)
+    shape = gpt.Shape(layers=layers, width=width, vocabulary=vocabulary)
     params = gpt.parameters(shape, scanned)
     tokens = jax.ShapeDtypeStruct((shape.batch, shape.length), jnp.int32)
     loss = functools.partial(gpt.loss, heads=shape.heads)
@@ -59,6 +60,18 @@ def test_what_is_drawn_at_once_and_a_weight_are_a_panel():
     key = jax.eval_shape(lambda: jax.random.key(0))
     found = _temporaries(lambda k, p, t: ask(k, p, t).coefficients, key, params, tokens)
     assert found <= forward + 4 * 2**20, (found, forward)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", [zojax.rademacher(), zojax.gaussian()], ids=lambda d: d.name)
+def test_of_many_unrolled_layers_a_24th_of_the_parameters_is_dense(direction):
+    # a layer's noise is 4.9 MB, a 32nd but for the embeddings, its largest weights are 1.6 MB
+    loss, params, tokens, forward = _forward(False, vocabulary=512, width=320, layers=32)
+    ask = zojax.estimate(loss, zojax.mezo(direction=direction))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    found = _temporaries(lambda k, p, t: ask(k, p, t).coefficients, key, params, tokens)
+    total = sum(leaf.size * 4 for leaf in jax.tree.leaves(params))
+    assert found <= forward + total / 24, (found, forward, total)
 
 
 @pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "unrolled"])

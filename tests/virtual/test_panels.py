@@ -1,6 +1,7 @@
 """Dense weights are made where their base lies, and large ones a panel at a time."""
 
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ NAMES = [
 @pytest.mark.parametrize("cut", [_dense.Cut(10, 5, 1), _dense.Cut(10, 5, 3)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_panels_give_the_product_with_the_dense_weight(name, cut, monkeypatch):
-    monkeypatch.setattr(_contraction, "ON_CPU", cut)
+    for module in (_contraction, _dense):
+        monkeypatch.setattr(module, "ON_CPU", cut)
     shape, fn = USES[name]
     arrays = {kind: make(kind, shape) for kind in ("rademacher", "low_rank_entries")}
     run = jax.jit(lambda ws: {k: zojax.virtualize(fn)(w, X) for k, w in ws.items()})
@@ -35,6 +37,40 @@ def test_panels_give_the_product_with_the_dense_weight(name, cut, monkeypatch):
             # sums of at most twenty products, four deep
             size = float(jnp.abs(b).max(initial=1.0))
             np.testing.assert_allclose(a, b, rtol=0, atol=80 * 2**-24 * size, err_msg=kind)
+
+
+@pytest.mark.parametrize(
+    "kind, layers, panels",
+    [
+        ("rademacher", 23, True),
+        ("rademacher", 24, False),
+        ("entries", 23, True),
+        ("entries", 24, False),
+        ("nf4", 24, True),
+    ],
+)
+def test_matrices_that_are_a_small_part_of_all_are_dense_as_a_whole(kind, layers, panels):
+    # just more than a panel
+    weight = make(kind, (1024, 1056))
+    ws = [replace(weight, name=f"w{i}") for i in range(layers)]
+    x = jax.ShapeDtypeStruct((2, 1024), jnp.float32)
+    run = jax.jit(lambda ws, x: zojax.virtualize(lambda ws, x: [x @ w for w in ws])(ws, x))
+    assert ("while" in run.lower(ws, x).as_text()) == panels
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "entries"])
+def test_a_stack_of_many_layers_is_made_in_panels(kind):
+    def layers(w, x):
+        return lax.scan(lambda x, w: (x + (x @ w)[:, :1024], None), x, w)[0]
+
+    few, many = (
+        jax.jit(lambda w, x: zojax.virtualize(layers)(w, x))
+        .lower(replace(make(kind, (n, 1024, 1056)), name="w"), jnp.ones((2, 1024)))
+        .as_text()
+        .count("stablehlo.while")
+        for n in (2, 32)
+    )
+    assert few == many == 2
 
 
 X_WIDE = jnp.ones((3, 64))

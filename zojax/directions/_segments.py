@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from zojax.virtual._dense import most_at_once
 from zojax.virtual._row_keys import Run
 
 _MOST_STORED = 2**16  # entries of a vector whose noise is stored
 _LEAST_WIDTH = 64  # of a leaf whose row keys are stored: eight bytes a row
 _MOST_ROWS = 2**15  # of a segment of several leaves
-_MOST_DRAWN = 2**20  # entries that are drawn at once, with the largest leaf's on top
 
 
 class Part(NamedTuple):
@@ -86,9 +86,10 @@ def segments(
         shapes: of the leaves. Those that are neither small vectors nor wide matrices are left out.
         together: whether several matrices may be drawn at once.
     """
+    most = most_at_once(sum(map(math.prod, shapes))) if together else 0
     found: dict[Layout, list[tuple[int, ...]]] = {}
     for leaves in _cut(shapes):
-        layout, order = _laid_out(leaves, shapes, together)
+        layout, order = _laid_out(leaves, shapes, most)
         if order:
             found.setdefault(layout, []).append(order)
     # a matrix alone makes the keys of its rows where it is used
@@ -149,10 +150,11 @@ def _repetition(kinds: Sequence[Hashable]) -> tuple[int, int, int]:
     return found
 
 
-def _laid_out(leaves: Sequence[int], shapes, together: bool) -> tuple[Layout, tuple[int, ...]]:
+def _laid_out(leaves: Sequence[int], shapes, most: int) -> tuple[Layout, tuple[int, ...]]:
+    """The layout and its leaves; `most` entries, the largest twice, may be drawn at once."""
     vectors = [i for i in leaves if _is_vector(shapes[i])]
     wide = [i for i in leaves if _is_wide(shapes[i])]
-    small = [i for i in wide if together and 2 * math.prod(shapes[i]) <= _MOST_DRAWN]
+    small = [i for i in wide if 2 * math.prod(shapes[i]) <= most]
     # numbers of one width are drawn by one computation: those of the narrowest leaf, if they fit
     widths = {
         **_widths({i: math.prod(shapes[i]) for i in vectors}),
@@ -178,7 +180,7 @@ def _laid_out(leaves: Sequence[int], shapes, together: bool) -> tuple[Layout, tu
         group: list[int] = []
         for i in [*(i for i in wide if widths.get(i) == width), None]:
             sizes = [math.prod(shapes[j]) for j in (*group, i) if j is not None]
-            if i is None or sum(sizes) + max(sizes) > _MOST_DRAWN:
+            if i is None or sum(sizes) + max(sizes) > most:
                 if len(group) > 1:
                     place(group, width)
                 else:

@@ -45,6 +45,7 @@ def dot_general(eqn, values, report: Report):
         out = kernel(x, replace(rest.undrawn(), name=""))
     elif is_dense:
         panels, large = (panels_of(product, cut) for cut in (ON_CPU, ELSEWHERE))
+        panels = None if weight.name in report.whole else panels
         is_stored = not is_formula(rest.base) and rest.entries is None
         out = dense_use(product, panels, None if is_stored else large)(x, replace(rest, name=""))
     else:

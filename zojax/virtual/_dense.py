@@ -28,9 +28,21 @@ class Cut(NamedTuple):
 
 # 4 MB in float32: with panels of a quarter of it a step takes a tenth longer
 ON_CPU = Cut(2**20, 2**20, 1)
+_SHARE = 24  # so that with its largest matrix a layer of 32 is within it
+_MOST_AT_ONCE = 2**24
 # panels are slow on a GPU, and worth it only where a head that is quantised or has entries would
 # outweigh a layer's activations
 ELSEWHERE = Cut(3 * 2**25, 2**25, 256)
+
+
+def most_at_once(entries: int) -> int:
+    """How many entries may be dense at once on a CPU, of a function of so many that move.
+
+    A panel's, and of large functions a 24th, up to 64 MB in float32: loops over panels, and noise
+    that each use draws, take long to compile where there are many layers. A step of layers too
+    wide for that takes longer than the compilation.
+    """
+    return max(ON_CPU.most, min(entries // _SHARE, _MOST_AT_ONCE))
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,10 +47,17 @@ class Use:
 
 @dataclass(frozen=True)
 class Report:
-    """Collects uses while a function is traced; one a call of the transformed function."""
+    """Collects uses while a function is traced; one a call of the transformed function.
+
+    Attributes:
+        on_fallback, implementation: as given to `virtualize`.
+        whole: names of leaves that are dense as a whole where they are dense on a CPU.
+        uses: what was collected.
+    """
 
     on_fallback: OnFallback = "allow"
     implementation: Implementation | None = None
+    whole: frozenset[str] = frozenset()
     uses: dict = field(default_factory=dict)
 
     def note(self, eqn, position: int, value, how) -> None:

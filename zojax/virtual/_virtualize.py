@@ -1,13 +1,16 @@
 """The transform: a function of arrays becomes a function of virtual arrays."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from zojax.virtual._array import is_virtual, materialize
+from zojax.virtual._array import VirtualArray, is_virtual, materialize
+from zojax.virtual._base import is_formula
+from zojax.virtual._dense import most_at_once
 from zojax.virtual._dependence import depends
 from zojax.virtual._interpret import abstract, evaluate
 from zojax.virtual._report import Explanation, Implementation, OnFallback, Report
@@ -92,6 +95,16 @@ def _is_array(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 
+def _whole(arrays: Sequence[VirtualArray]) -> frozenset[str]:
+    """Names of leaves that need not be made in panels.
+
+    Not of stacks, as a loop is compiled once, nor of what is quantised to need little memory.
+    """
+    stored = [array for array in arrays if not is_formula(array.base)]
+    most = most_at_once(sum(array.size for array in stored))
+    return frozenset(array.name for array in stored if array.name and array.size <= most)
+
+
 def _call(fn, args, kwargs, report: Report, on_unused="allow"):
     leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_virtual)
     if not any(map(is_virtual, leaves)):
@@ -116,6 +129,7 @@ def _call(fn, args, kwargs, report: Report, on_unused="allow"):
             f"the function does not depend on {names}: its value is the same wherever they are; "
             "use the parameters that it is given instead of closing over others"
         )
+    report = replace(report, whole=_whole([v for v in values if is_virtual(v)]))
     outs = evaluate(closed, values, report, [not is_virtual(v) for v in values])
     assert out_tree is not None
     return jax.tree.unflatten(out_tree, [materialize(o) for o in outs])
