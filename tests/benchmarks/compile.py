@@ -1,8 +1,9 @@
 """Compile time of an unrolled model's estimate over that of its forward pass.
 
 The model is the GPT-like one with 32 layers that are not scanned, width 256 unless `--width` says
-another; an estimate is two-sided. CPU seconds of compilation, tracing apart; each program is
-compiled afresh, in turn.
+another; an estimate is two-sided, and with `--steps` an SGD update follows it. CPU seconds of
+compilation, tracing apart; each program is compiled afresh, in turn. The last column is the
+megabytes of temporaries of what was compiled.
 With `--instructions` instructions are counted instead, by valgrind, which must be installed: a
 busy machine changes them little. That takes a quarter of an hour on two cores.
 """
@@ -22,28 +23,29 @@ import jax.numpy as jnp
 
 import zojax
 from tests.benchmarks import gpt
-from tests.benchmarks.steps import DIRECTIONS
+from tests.benchmarks.steps import DIRECTIONS, step
 from tests.benchmarks.table import finish, parse, show
 
 STAGES = ("trace", "compile")
 
 
-def seconds(fn, *args) -> tuple[float, float]:
-    """(CPU seconds of tracing, CPU seconds of compilation)."""
+def seconds(fn, *args) -> tuple[float, float, float]:
+    """(CPU seconds of tracing, CPU seconds of compilation, megabytes of temporaries)."""
     jax.clear_caches()
     start = time.process_time()
-    lowered = jax.jit(fn).lower(*args)
+    lowered = fn.lower(*args)
     traced = time.process_time()
-    lowered.compile()
-    return traced - start, time.process_time() - traced
+    compiled = lowered.compile()
+    done = time.process_time()
+    return traced - start, done - traced, compiled.memory_analysis().temp_size_in_bytes / 1e6
 
 
-def instructions(layers: int, width: int, name: str, stage: str) -> float:
+def instructions(layers: int, width: int, steps: bool, name: str, stage: str) -> float:
     """Billions of instructions of one stage, counted by valgrind in a process of its own."""
     command = ["valgrind", "--tool=callgrind", "--instr-atstart=no",
                "--callgrind-out-file=/dev/null", sys.executable, "-m", __spec__.name,
                "--layers", str(layers), "--width", str(width), "--only", name,
-               "--stage", stage]  # fmt: skip
+               "--stage", stage, *["--steps"] * steps]  # fmt: skip
     done = subprocess.run(
         command, check=True, capture_output=True, text=True,
         env={**os.environ, "PYTHONHASHSEED": "0"},
@@ -53,35 +55,35 @@ def instructions(layers: int, width: int, name: str, stage: str) -> float:
     return int(found[1]) / 1e9
 
 
-def programs(layers: int, width: int) -> dict[str, tuple]:
-    """(function, arguments) of the forward pass and of each estimate."""
+def programs(layers: int, width: int, steps: bool = False) -> dict[str, tuple]:
+    """(jitted function, arguments) of the forward pass and of each estimate, or each step."""
     shape = gpt.Shape(layers=layers, width=width, vocabulary=1024)
     params, tokens = gpt.parameters(shape, scanned=False), gpt.batch(shape)
     loss = functools.partial(gpt.loss, heads=shape.heads)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    found: dict[str, tuple] = {"forward": (loss, params, tokens)}
+    found: dict[str, tuple] = {"forward": (jax.jit(loss), params, tokens)}
     for name, direction in DIRECTIONS.items():
-        ask = zojax.estimate(loss, zojax.mezo(direction=direction()))
-        found[name] = (
-            lambda k, p, t, ask=ask: jnp.sum(ask(k, p, t).coefficients),
-            key,
-            params,
-            tokens,
-        )
+        if steps:
+            fn = jax.jit(step(loss, direction()), donate_argnums=0)
+            found[name] = fn, params, key, tokens
+        else:
+            ask = zojax.estimate(loss, zojax.mezo(direction=direction()))
+            fn = jax.jit(lambda k, p, t, ask=ask: jnp.sum(ask(k, p, t).coefficients))
+            found[name] = fn, key, params, tokens
     return found
 
 
-def only(layers: int, width: int, name: str, stage: str) -> None:
+def only(layers: int, width: int, steps: bool, name: str, stage: str) -> None:
     """One stage of one program, for valgrind to count; ends the process."""
 
     def count() -> None:
         command = ["callgrind_control", "--instr=on", str(os.getpid())]
         subprocess.run(command, check=True, capture_output=True)
 
-    fn, *args = programs(layers, width)[name]
+    fn, *args = programs(layers, width, steps)[name]
     if stage == "trace":
         count()
-    lowered = jax.jit(fn).lower(*args)
+    lowered = fn.lower(*args)
     if stage == "compile":
         count()
         lowered.compile()
@@ -93,26 +95,28 @@ def main() -> None:
         parser.add_argument("--repetitions", type=int, default=3)
         parser.add_argument("--layers", type=int, default=32)
         parser.add_argument("--width", type=int, default=256)
+        parser.add_argument("--steps", action="store_true", help="with the update")
         parser.add_argument("--instructions", action="store_true")
         parser.add_argument("--only", choices=["forward", *DIRECTIONS])
         parser.add_argument("--stage", choices=STAGES)
 
     args = parse(__doc__ or "", add)
     if args.only:
-        return only(args.layers, args.width, args.only, args.stage)
+        return only(args.layers, args.width, args.steps, args.only, args.stage)
     layers, repetitions = (4, 1) if args.small else (args.layers, args.repetitions)
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, list[tuple[float, ...]]] = {}
     if args.instructions:
         names, unit = ["forward", *DIRECTIONS], "G"
         cases = list(itertools.product(names, STAGES))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            counts = list(pool.map(lambda case: instructions(layers, args.width, *case), cases))
+            of = functools.partial(instructions, layers, args.width, args.steps)
+            counts = list(pool.map(lambda case: of(*case), cases))
         pairs = zip(counts[::2], counts[1::2], strict=True)
         found = {name: [pair] for name, pair in zip(names, pairs, strict=True)}
     else:
         unit = "s"
         for _ in range(repetitions):
-            for name, program in programs(layers, args.width).items():
+            for name, program in programs(layers, args.width, args.steps).items():
                 found.setdefault(name, []).append(seconds(*program))
     rows, result = [], {}
     medians = {
@@ -120,11 +124,14 @@ def main() -> None:
         for name, times in found.items()
     }
     forward = medians["forward"]
-    for name, (trace, compiled) in medians.items():
-        ratio, both = compiled / forward[1], (trace + compiled) / sum(forward)
+    for name, (trace, compiled, *memory) in medians.items():
+        ratio, both = compiled / forward[1], (trace + compiled) / sum(forward[:2])
         result[name] = {"trace": trace, "compile": compiled, "ratio": ratio, "both": both}
-        rows.append([name, trace, compiled, ratio, both])
+        if memory:
+            result[name]["temporaries"] = memory[0]
+        rows.append([name, trace, compiled, ratio, both, *memory])
     head = [f"trace {unit}", f"compile {unit}", "compile / forward's", "both / forward's"]
+    head += ["temporaries MB"] * (not args.instructions)
     show(rows, [f"{layers} layers of {args.width}", *head])
     finish(args, result)
 

@@ -1,10 +1,11 @@
 """Time of a training step over the time of two forward passes.
 
-A step is a two-sided estimate and its SGD update, on the 12-layer model of `gpt`, scanned unless
-`--unrolled` is given, compiled once, with whatever moves donated and threaded through. All run in
-one process, interleaved: a repetition times two forward passes and then one step of each kind, in
-an order that rotates; a ratio is of two times of one repetition. "sparse" moves a thousandth of
-every matrix, the others all parameters; "plain_jax" is `params + mu * z` with `jax.random.normal`.
+A step is a two-sided estimate and its SGD update, on the model of `gpt`, of 12 layers unless
+`--layers` says another number, scanned unless `--unrolled` is given, compiled once, with whatever
+moves donated and threaded through. All run in one process, interleaved: a repetition times two
+forward passes and then one step of each kind, in an order that rotates; a ratio is of two times of
+one repetition. "sparse" moves a thousandth of every matrix, the others all parameters; "plain_jax"
+is `params + mu * z` with `jax.random.normal`.
 
 `--torch` adds the same model in PyTorch, with the loop of MeZO: parameters are moved in place by
 +mu, -2 mu and +mu, and noise is made anew from a seed each time. "torch" is over PyTorch's own two
@@ -128,12 +129,13 @@ def main() -> None:
         parser.add_argument("--repetitions", type=int, help="default 25, 5 with --small")
         parser.add_argument("--unrolled", action="store_true", help="layers that are not scanned")
         parser.add_argument("--width", type=int, default=512)
+        parser.add_argument("--layers", type=int, default=12)
 
     args = parse(__doc__ or "", add)
     if args.torch and args.unrolled:
         raise SystemExit("--torch copies scanned layers: leave --unrolled out")
     small = gpt.Shape(layers=2, width=256, vocabulary=2048)
-    shape = small if args.small else gpt.Shape(width=args.width)
+    shape = small if args.small else gpt.Shape(args.layers, args.width)
     params = initialize(0, gpt.parameters(shape, scanned=not args.unrolled))
     tokens = jax.random.randint(jax.random.key(1), (shape.batch, shape.length), 0, shape.vocabulary)
     runs = jax_runs(shape, params, tokens)

@@ -4,6 +4,7 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import zojax
@@ -62,6 +63,20 @@ def test_a_layer_more_adds_few_operations_and_no_kernels(name):
 def test_uses_of_equal_shapes_are_calls_of_one_function(name):
     few, many = (_lowered(layers, name).as_text().count("func.func") for layers in (5, 7))
     assert few == many
+
+
+def test_an_update_of_equal_leaves_is_calls_of_one_function():
+    def functions(layers: int) -> int:
+        shape = gpt.Shape(layers=layers, width=128, vocabulary=512, length=64)
+        params = gpt.parameters(shape, scanned=False)
+        key, coefficients = jnp.zeros((1, 2), jnp.uint32), jnp.ones(1)
+
+        def update(key, coefficients, params):
+            return zojax.gradient(zojax.mezo(), key, coefficients, params)
+
+        return jax.jit(update).lower(key, coefficients, params).as_text().count("func.func")
+
+    assert functions(5) == functions(7)
 
 
 @pytest.mark.parametrize("name", ["rademacher", "low_rank"])

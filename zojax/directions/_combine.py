@@ -1,5 +1,6 @@
 """Move along a direction, and add directions up: the two places where terms meet parameters."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -96,27 +97,33 @@ def combine_squares(
     return jax.tree.unflatten(jax.tree.structure(params), totals)
 
 
-def _scaled(term: Term, weight: jax.Array) -> jax.Array:
-    return term.scaled(weight).materialize()
+@jax.jit  # terms of equal leaves are traced once; XLA inlines the calls
+def _dense(term: Term) -> jax.Array:
+    return term.materialize()
 
 
-def _squared(term: Term, weight: jax.Array) -> jax.Array:
-    return (jnp.square(term.materialize()) - 1) * weight
+def _scaled(terms: Sequence[Term | None], weight: jax.Array) -> list[jax.Array | None]:
+    return [None if t is None else _dense(t) for t in scaled_together(terms, weight)]
 
 
-def _sum(direction: Direction, keys, weights, params, step, value) -> list[jax.Array]:
-    """`sum_k value(z_k, w_k)` of each leaf, float32."""
+def _squared(terms: Sequence[Term | None], weight: jax.Array) -> list[jax.Array | None]:
+    return [None if t is None else (jnp.square(_dense(t)) - 1) * weight for t in terms]
+
+
+def _sum(direction: Direction, keys, weights, params, step, values) -> list[jax.Array]:
+    """`sum_k values(z_k, w_k)` of each leaf, float32."""
     leaves, count = jax.tree.leaves(params), keys.shape[0]
     # or XLA draws what is stored of them before the loss is asked, and keeps it all the while
     keys = after(weights, keys)
 
     def chunk_sum(keys, weights):
-        totals = [jnp.zeros(jnp.shape(leaf), jnp.float32) for leaf in leaves]
+        totals: list[Any] = [None] * len(leaves)
         for k in range(keys.shape[0]):
-            for i, term in enumerate(direction.terms(keys[k], params, step)):
-                if term is not None:
-                    totals[i] = totals[i] + value(term, weights[k])
-        return totals
+            for i, value in enumerate(values(direction.terms(keys[k], params, step), weights[k])):
+                if value is not None:
+                    totals[i] = value if totals[i] is None else totals[i] + value
+        zeros = [jnp.zeros(jnp.shape(leaf), jnp.float32) for leaf in leaves]
+        return [z if total is None else total for total, z in zip(totals, zeros, strict=True)]
 
     head = count % _CHUNK if count > _UNROLLED else count
     totals = chunk_sum(keys[:head], weights[:head])

@@ -84,10 +84,11 @@ def _dense(eqn, position, value, report):
     if not is_virtual(value):
         return value
     report.note(eqn, position, value, "fallback")
+    value = replace(value, name="", origin=None)  # or equal leaves would not be equal
     if not is_vector(value) or all(isinstance(t, LowRank) for t in value.terms):
-        return value.materialize()
+        return _whole(value)
     # a vector is used by every token: make it once, or XLA recomputes its noise for each of them
-    return _vector(replace(value, name="", origin=None))
+    return _vector(value)
 
 
 def _dense_all(eqn, values, report, offset=0):
@@ -212,6 +213,7 @@ def _barrier(eqn, values, report, fixed):
 
 
 _vector = outlined(VirtualArray.materialize)
+_whole = jax.jit(VirtualArray.materialize)  # traced once for equal leaves; XLA inlines the calls
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 

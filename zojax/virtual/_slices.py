@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 
@@ -29,7 +30,7 @@ class Slice:
 
     def get(self) -> jax.Array:
         """The slice."""
-        zero = jnp.zeros_like(self.row)
+        zero = np.uint32(0)
         start, sizes = (
             (zero, self.square.shape[2:]) if self.start is None else (self.start, self.shape)
         )

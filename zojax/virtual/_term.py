@@ -11,7 +11,10 @@ import jax
 
 
 class Term(Protocol):
-    """What a virtual array asks of an additive term."""
+    """What a virtual array asks of an additive term, which is a pytree of arrays.
+
+    Terms of equal structure, shapes and static fields are traced once.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]: ...
