@@ -1,11 +1,12 @@
 """Compile time of an unrolled model's estimate over that of its forward pass.
 
 The model is the GPT-like one with 32 layers that are not scanned, width 256 unless `--width` says
-another; an estimate is two-sided, and with `--steps` an SGD update follows it. CPU seconds of
-compilation, tracing apart; each program is compiled afresh, in turn. The last column is the
-megabytes of temporaries of what was compiled.
+another; "sparse" moves a thousandth of every matrix, the others all parameters. An estimate is
+two-sided, and with `--steps` an SGD update follows it. CPU seconds of compilation, tracing apart;
+each program is compiled afresh, in turn. The last column is the megabytes of temporaries of what
+was compiled.
 With `--instructions` instructions are counted instead, by valgrind, which must be installed: a
-busy machine changes them little. That takes a quarter of an hour on two cores.
+busy machine changes them little. That takes twenty minutes on two cores.
 """
 
 import functools
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -23,9 +25,17 @@ import jax.numpy as jnp
 
 import zojax
 from tests.benchmarks import gpt
-from tests.benchmarks.steps import DIRECTIONS, step
+from tests.benchmarks.steps import (
+    DIRECTIONS,
+    abstract,
+    initialize,
+    sensitive,
+    sparse_step,
+    step,
+)
 from tests.benchmarks.table import finish, parse, show
 
+NAMES = ("forward", "low_rank", "sparse", "rademacher", "gaussian")
 STAGES = ("trace", "compile")
 
 
@@ -55,22 +65,30 @@ def instructions(layers: int, width: int, steps: bool, name: str, stage: str) ->
     return int(found[1]) / 1e9
 
 
-def programs(layers: int, width: int, steps: bool = False) -> dict[str, tuple]:
-    """(jitted function, arguments) of the forward pass and of each estimate, or each step."""
+def program(name: str, layers: int, width: int, steps: bool) -> tuple:
+    """(jitted function, arguments) of the forward pass, or of an estimate or a step."""
     shape = gpt.Shape(layers=layers, width=width, vocabulary=1024)
     params, tokens = gpt.parameters(shape, scanned=False), gpt.batch(shape)
-    loss = functools.partial(gpt.loss, heads=shape.heads)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    found: dict[str, tuple] = {"forward": (jax.jit(loss), params, tokens)}
-    for name, direction in DIRECTIONS.items():
+    loss: Callable = functools.partial(gpt.loss, heads=shape.heads)
+    if name == "forward":
+        return jax.jit(loss), params, tokens
+    key, moving, batch = jax.eval_shape(lambda: jax.random.key(0)), params, (tokens,)
+    if name == "sparse":
+        theta, frozen, merge = sensitive(initialize(0, params))
+        moving, batch = abstract(theta), (abstract(frozen), tokens)
         if steps:
-            fn = jax.jit(step(loss, direction()), donate_argnums=0)
-            found[name] = fn, params, key, tokens
-        else:
-            ask = zojax.estimate(loss, zojax.mezo(direction=direction()))
-            fn = jax.jit(lambda k, p, t, ask=ask: jnp.sum(ask(k, p, t).coefficients))
-            found[name] = fn, key, params, tokens
-    return found
+            return jax.jit(sparse_step(loss, merge), donate_argnums=0), moving, key, *batch
+        whole, direction = loss, zojax.gaussian()
+
+        def loss(theta, frozen, tokens):
+            return zojax.virtualize(whole)(merge(theta, frozen), tokens)
+
+    else:
+        direction = DIRECTIONS[name]()
+        if steps:
+            return jax.jit(step(loss, direction), donate_argnums=0), moving, key, *batch
+    ask = zojax.estimate(loss, zojax.mezo(direction=direction))
+    return jax.jit(lambda *args: jnp.sum(ask(*args).coefficients)), key, moving, *batch
 
 
 def only(layers: int, width: int, steps: bool, name: str, stage: str) -> None:
@@ -80,7 +98,7 @@ def only(layers: int, width: int, steps: bool, name: str, stage: str) -> None:
         command = ["callgrind_control", "--instr=on", str(os.getpid())]
         subprocess.run(command, check=True, capture_output=True)
 
-    fn, *args = programs(layers, width, steps)[name]
+    fn, *args = program(name, layers, width, steps)
     if stage == "trace":
         count()
     lowered = fn.lower(*args)
@@ -97,7 +115,7 @@ def main() -> None:
         parser.add_argument("--width", type=int, default=256)
         parser.add_argument("--steps", action="store_true", help="with the update")
         parser.add_argument("--instructions", action="store_true")
-        parser.add_argument("--only", choices=["forward", *DIRECTIONS])
+        parser.add_argument("--only", choices=NAMES)
         parser.add_argument("--stage", choices=STAGES)
 
     args = parse(__doc__ or "", add)
@@ -106,18 +124,19 @@ def main() -> None:
     layers, repetitions = (4, 1) if args.small else (args.layers, args.repetitions)
     found: dict[str, list[tuple[float, ...]]] = {}
     if args.instructions:
-        names, unit = ["forward", *DIRECTIONS], "G"
-        cases = list(itertools.product(names, STAGES))
+        unit = "G"
+        cases = list(itertools.product(NAMES, STAGES))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             of = functools.partial(instructions, layers, args.width, args.steps)
             counts = list(pool.map(lambda case: of(*case), cases))
         pairs = zip(counts[::2], counts[1::2], strict=True)
-        found = {name: [pair] for name, pair in zip(names, pairs, strict=True)}
+        found = {name: [pair] for name, pair in zip(NAMES, pairs, strict=True)}
     else:
         unit = "s"
+        made = {name: program(name, layers, args.width, args.steps) for name in NAMES}
         for _ in range(repetitions):
-            for name, program in programs(layers, args.width, args.steps).items():
-                found.setdefault(name, []).append(seconds(*program))
+            for name, (fn, *inputs) in made.items():
+                found.setdefault(name, []).append(seconds(fn, *inputs))
     rows, result = [], {}
     medians = {
         name: [statistics.median(t) for t in zip(*times, strict=True)]

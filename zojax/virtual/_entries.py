@@ -79,10 +79,8 @@ class Entries:
         # by coordinates: a flat view of a base that is cut out of another costs a copy of its own
         stack, core = self.shape[: self.stack], self.core or (1,)
         grid = jnp.meshgrid(*(jnp.arange(n) for n in stack), indexing="ij", sparse=True)
-        at = (
-            self.index // math.prod(core[1:]),
-            *unravel(self.index, core)[1:],
-        )  # padding is outside
+        # unsigned, as XLA would compile what negative ones mean; padding is outside
+        at = unravel(self.index.astype(jnp.uint32), core)
         at = (*(g[..., None] for g in grid), *at)
         values = self.values.astype(base.dtype)
         out = base.reshape(*stack, *core).at[at].set(values, mode="drop", unique_indices=True)

@@ -84,11 +84,19 @@ def _dense(eqn, position, value, report):
     if not is_virtual(value):
         return value
     report.note(eqn, position, value, "fallback")
-    value = replace(value, name="", origin=None)  # or equal leaves would not be equal
-    if not is_vector(value) or all(isinstance(t, LowRank) for t in value.terms):
-        return _whole(value)
     # a vector is used by every token: make it once, or XLA recomputes its noise for each of them
-    return _vector(value)
+    make = _stored if is_vector(value) and not _has_numbers(value) else _whole
+    return make(_unnamed(value))
+
+
+def _has_numbers(value: VirtualArray) -> bool:
+    """Whether nothing has to be drawn to make it dense."""
+    return all(isinstance(term, LowRank) for term in value.terms)
+
+
+def _unnamed(value: VirtualArray) -> VirtualArray:
+    """The array without what would make it another than an equal one."""
+    return replace(value, name="", origin=None)
 
 
 def _dense_all(eqn, values, report, offset=0):
@@ -208,11 +216,16 @@ def _barrier(eqn, values, report, fixed):
     for i, v in enumerate(values):
         if is_virtual(v):
             report.note(eqn, i, v, "at use")
-    stored = [_vector(replace(v, name="", origin=None)) if is_virtual(v) else v for v in values]
-    return _compat.bind(eqn, stored)
+    made = [
+        (_whole if is_vector(v) and _has_numbers(v) else _stored)(_unnamed(v))
+        if is_virtual(v)
+        else v
+        for v in values
+    ]
+    return _compat.bind(eqn, made)
 
 
-_vector = outlined(VirtualArray.materialize)
+_stored = outlined(VirtualArray.materialize)
 _whole = jax.jit(VirtualArray.materialize)  # traced once for equal leaves; XLA inlines the calls
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")

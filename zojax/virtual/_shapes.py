@@ -55,8 +55,16 @@ def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def unravel(index: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
-    """Coordinates of flat positions, one array per axis."""
-    return [(index // s) % n for s, n in zip(row_major_strides(shape), shape, strict=True)]
+    """Coordinates of flat positions, none of them negative, one array per axis.
+
+    A position that is outside has a first coordinate that is.
+    """
+    # `//` and `%` have twenty operations more to compile, for negative numbers
+    found = []
+    for axis, (stride, size) in enumerate(zip(row_major_strides(shape), shape, strict=True)):
+        c = index if stride == 1 else lax.div(index, lax.full_like(index, stride))
+        found.append(c if axis == 0 else lax.rem(c, lax.full_like(c, size)))
+    return found
 
 
 def ravel(coordinates: list[jax.Array], shape: tuple[int, ...], like: jax.Array) -> jax.Array:

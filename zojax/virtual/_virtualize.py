@@ -102,7 +102,8 @@ def _whole(arrays: Sequence[VirtualArray]) -> frozenset[str]:
     """
     stored = [array for array in arrays if not is_formula(array.base)]
     most = most_at_once(sum(array.size for array in stored))
-    return frozenset(array.name for array in stored if array.name and array.size <= most)
+    others = {array.name for array in arrays if is_formula(array.base) or array.size > most}
+    return frozenset(array.name for array in stored if array.name) - others
 
 
 def _call(fn, args, kwargs, report: Report, on_unused="allow"):
