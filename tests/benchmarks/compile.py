@@ -3,8 +3,8 @@
 The model is the GPT-like one with 32 layers that are not scanned, width 256 unless `--width` says
 another; "sparse" moves a thousandth of every matrix, the others all parameters. An estimate is
 two-sided, and with `--steps` an SGD update follows it. CPU seconds of compilation, tracing apart;
-each program is compiled afresh, in turn. The last column is the megabytes of temporaries of what
-was compiled.
+each program is compiled afresh, in turn. The last columns are the operations of the optimised
+program and the megabytes of its temporaries.
 With `--instructions` instructions are counted instead, by valgrind, which must be installed: a
 busy machine changes them little. That takes twenty minutes on two cores.
 """
@@ -39,15 +39,16 @@ NAMES = ("forward", "low_rank", "sparse", "rademacher", "gaussian")
 STAGES = ("trace", "compile")
 
 
-def seconds(fn, *args) -> tuple[float, float, float]:
-    """(CPU seconds of tracing, CPU seconds of compilation, megabytes of temporaries)."""
+def seconds(fn, *args) -> tuple[float, ...]:
+    """CPU seconds of tracing, of compilation; operations; megabytes of temporaries."""
     jax.clear_caches()
     start = time.process_time()
     lowered = fn.lower(*args)
     traced = time.process_time()
     compiled = lowered.compile()
     done = time.process_time()
-    return traced - start, done - traced, compiled.memory_analysis().temp_size_in_bytes / 1e6
+    memory = compiled.memory_analysis().temp_size_in_bytes / 1e6
+    return traced - start, done - traced, compiled.as_text().count(" = "), memory
 
 
 def instructions(layers: int, width: int, steps: bool, name: str, stage: str) -> float:
@@ -143,14 +144,13 @@ def main() -> None:
         for name, times in found.items()
     }
     forward = medians["forward"]
-    for name, (trace, compiled, *memory) in medians.items():
+    for name, (trace, compiled, *sizes) in medians.items():
         ratio, both = compiled / forward[1], (trace + compiled) / sum(forward[:2])
         result[name] = {"trace": trace, "compile": compiled, "ratio": ratio, "both": both}
-        if memory:
-            result[name]["temporaries"] = memory[0]
-        rows.append([name, trace, compiled, ratio, both, *memory])
+        result[name] |= dict(zip(("operations", "temporaries"), sizes, strict=False))
+        rows.append([name, trace, compiled, ratio, both, *sizes])
     head = [f"trace {unit}", f"compile {unit}", "compile / forward's", "both / forward's"]
-    head += ["temporaries MB"] * (not args.instructions)
+    head += [] if args.instructions else ["operations", "temporaries MB"]
     show(rows, [f"{layers} layers of {args.width}", *head])
     finish(args, result)
 
