@@ -11,10 +11,9 @@ from zojax.virtual._shapes import slice_axis
 class Base(Protocol):
     """What a virtual array asks of a base that is no dense array, such as quantised weights.
 
-    It is a pytree of arrays.
-    A view returns None where the base cannot follow it; the virtual array then becomes dense. A
-    base may also have `operands()`, which gives what `pallas_kernels.quantized_matmul` takes of it,
-    or None.
+    It is a pytree of arrays. A view returns None where the base cannot follow it; the virtual array
+    then becomes dense. A base may also have `operands()`, which gives what
+    `pallas_kernels.quantized_matmul` takes of it, or None.
     """
 
     @property

@@ -39,8 +39,7 @@ def most_at_once(entries: int) -> int:
     """How many entries may be dense at once on a CPU, of a function of so many that move.
 
     A panel's, and of large functions a 24th, up to 64 MB in float32: loops over panels, and noise
-    that each use draws, take long to compile where there are many layers. A step of layers too
-    wide for that takes longer than the compilation.
+    that each use draws, take long to compile where there are many layers.
     """
     return max(ON_CPU.most, min(entries // _SHARE, _MOST_AT_ONCE))
 

@@ -216,13 +216,12 @@ def _barrier(eqn, values, report, fixed):
     for i, v in enumerate(values):
         if is_virtual(v):
             report.note(eqn, i, v, "at use")
-    made = [
-        (_whole if is_vector(v) and _has_numbers(v) else _stored)(_unnamed(v))
-        if is_virtual(v)
-        else v
-        for v in values
-    ]
-    return _compat.bind(eqn, made)
+
+    def stored(value):
+        make = _whole if is_vector(value) and _has_numbers(value) else _stored
+        return make(_unnamed(value))
+
+    return _compat.bind(eqn, [stored(v) if is_virtual(v) else v for v in values])
 
 
 _stored = outlined(VirtualArray.materialize)

@@ -59,7 +59,7 @@ def unravel(index: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
 
     A position that is outside has a first coordinate that is.
     """
-    # `//` and `%` have twenty operations more to compile, for negative numbers
+    # `//` and `%` have many operations more to compile, for negative numbers
     found = []
     for axis, (stride, size) in enumerate(zip(row_major_strides(shape), shape, strict=True)):
         c = index if stride == 1 else lax.div(index, lax.full_like(index, stride))
