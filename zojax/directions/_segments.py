@@ -14,10 +14,14 @@ from zojax.virtual._row_keys import Run
 _MOST_STORED = 2**16  # entries of a vector whose noise is stored
 _LEAST_WIDTH = 64  # of a leaf whose row keys are stored: eight bytes a row
 _MOST_ROWS = 2**15  # of a segment of several leaves
+_SPARE = 0.25  # numbers of a vector that may be drawn and not used
 
 
 class Part(NamedTuple):
-    """A leaf in a segment: `rows * blocks` keys, from each of which `width` numbers are made."""
+    """A leaf in a segment: `rows * blocks` keys, from each of which `width` numbers are made.
+
+    Of a vector the last ones may not be used.
+    """
 
     rows: int
     blocks: int
@@ -155,10 +159,11 @@ def _laid_out(leaves: Sequence[int], shapes, most: int) -> tuple[Layout, tuple[i
     vectors = [i for i in leaves if _is_vector(shapes[i])]
     wide = [i for i in leaves if _is_wide(shapes[i])]
     small = [i for i in wide if 2 * math.prod(shapes[i]) <= most]
-    # numbers of one width are drawn by one computation: those of the narrowest leaf, if they fit
+    # numbers of one width are drawn by one computation: those of the narrowest leaf, if they fit;
+    # of a vector a few may be left over
     widths = {
-        **_widths({i: math.prod(shapes[i]) for i in vectors}),
-        **_widths({i: shapes[i][-1] for i in small}),
+        **_widths({i: math.prod(shapes[i]) for i in vectors}, _SPARE),
+        **_widths({i: shapes[i][-1] for i in small}, 0),
     }
     order: list[int] = []
     parts: list[Part] = []
@@ -168,7 +173,7 @@ def _laid_out(leaves: Sequence[int], shapes, most: int) -> tuple[Layout, tuple[i
         first = sum(p.keys for p in parts)
         order.extend(members)
         parts.extend(
-            Part(_rows(shapes[i]), math.prod(shapes[i]) // _rows(shapes[i]) // width, width)
+            Part(_rows(shapes[i]), -(-math.prod(shapes[i]) // _rows(shapes[i]) // width), width)
             for i in members
         )
         runs.append(Run(first, sum(p.keys for p in parts) - first, width))
@@ -193,6 +198,7 @@ def _laid_out(leaves: Sequence[int], shapes, most: int) -> tuple[Layout, tuple[i
     return Layout(tuple(parts), len(vectors), tuple(runs)), tuple(order)
 
 
-def _widths(sizes: dict[int, int]) -> dict[int, int]:
-    least = min((n for n in sizes.values() if n >= _LEAST_WIDTH), default=1)
-    return {i: least if least > 1 and n % least == 0 else n for i, n in sizes.items()}
+def _widths(sizes: dict[int, int], spare: float) -> dict[int, int]:
+    """The least of them for those of which it is a part, but for a rest of `spare` of them."""
+    least = min((n for n in sizes.values() if n >= _LEAST_WIDTH), default=0)
+    return {i: least if least and -n % least <= spare * n else n for i, n in sizes.items()}

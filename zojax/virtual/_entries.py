@@ -1,7 +1,7 @@
 """Sparse entries that replace values of the base."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import jax
@@ -13,7 +13,7 @@ from zojax.virtual._shapes import ravel, slice_axis, unravel
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["values", "index"],
-    meta_fields=["shape"],
+    meta_fields=["shape", "order"],
 )
 @dataclass(frozen=True)
 class Entries:
@@ -27,11 +27,13 @@ class Entries:
         index: int32 (*stack, k), distinct flat positions within the remaining axes; a position
             equal to their size is padding and is dropped.
         shape: static shape of the whole array, stack axes first.
+        order: static, the axes of that array as the base has them; None for as they are.
     """
 
     values: jax.Array
     index: jax.Array
     shape: tuple[int, ...]
+    order: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     @property
     def stack(self) -> int:
@@ -42,29 +44,24 @@ class Entries:
         return self.shape[self.stack :]
 
     def transpose(self, permutation):
-        if tuple(permutation) == tuple(range(len(self.shape))):
-            return self
-        flat = self._unstacked()
-        return flat._with_coordinates(
-            tuple(self.shape[i] for i in permutation),
-            lambda c: [c[i] for i in permutation],
-        )
+        order = tuple(self._order[i] for i in permutation)
+        return replace(self, order=None if list(order) == sorted(order) else order)
 
     def reshape(self, shape):
-        flat = self._unstacked()
+        flat = self.settled()._unstacked()
         return replace(flat, shape=tuple(shape))
 
     def broadcast(self, shape, dimensions):
         return None  # the same entry would be in many places
 
     def slice(self, starts, sizes, strides):
-        s = self.stack
-        values, index = self.values, self.index
+        here = self.settled()
+        s, values, index = here.stack, here.values, here.index
         for axis in range(s):
             cut = (starts[axis], sizes[axis], strides[axis], axis)
             values, index = slice_axis(values, *cut), slice_axis(index, *cut)
-        sliced = replace(self, values=values, index=index, shape=(*sizes[:s], *self.core))
-        if tuple(sizes[s:]) == self.core:
+        sliced = replace(here, values=values, index=index, shape=(*sizes[:s], *here.core))
+        if tuple(sizes[s:]) == here.core:
             return sliced
         return sliced._with_coordinates(
             tuple(sizes),
@@ -82,9 +79,12 @@ class Entries:
         # unsigned, as XLA would compile what negative ones mean; padding is outside
         at = unravel(self.index.astype(jnp.uint32), core)
         at = (*(g[..., None] for g in grid), *at)
+        order = (*self._order, *range(len(self.shape), len(at)))
+        shaped = base.reshape([(*stack, *core)[i] for i in order])
         values = self.values.astype(base.dtype)
-        out = base.reshape(*stack, *core).at[at].set(values, mode="drop", unique_indices=True)
-        return out.reshape(self.shape)
+        places = tuple(at[i] for i in order)
+        out = shaped.at[places].set(values, mode="drop", unique_indices=True)
+        return out.reshape(base.shape)
 
     def set_in_rows(self, picked: jax.Array, index: jax.Array, axis: int) -> jax.Array:
         """Rows already gathered from the base, with the entries in place.
@@ -93,8 +93,9 @@ class Entries:
         duplicates: memory of the gathered rows, never of the whole array.
         """
         rest = [i for i in range(len(self.shape)) if i != axis]
-        moved = self.transpose((axis, *rest))._unstacked()
-        size, width = self.shape[axis], math.prod(self.shape[i] for i in rest)
+        moved = self.transpose((axis, *rest)).settled()._unstacked()
+        size = moved.shape[0]
+        width = math.prod(moved.shape[1:])
         flat_index = index.reshape(-1)
         rows = picked.reshape(flat_index.shape[0], width)
         count = rows.shape[0]
@@ -107,6 +108,20 @@ class Entries:
         inside = (representative < count)[:, None]
         result = jnp.where(inside, filled[jnp.minimum(representative, count - 1)], rows)
         return result.reshape(picked.shape)
+
+    def settled(self) -> "Entries":
+        """The same entries, at positions in an array whose axes are in the order of the base."""
+        if self.order is None:
+            return self
+        order = self.order
+        plain = replace(self, order=None)._unstacked()
+        return plain._with_coordinates(
+            tuple(self.shape[i] for i in order), lambda c: [c[i] for i in order]
+        )
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return tuple(range(len(self.shape))) if self.order is None else self.order
 
     def _unstacked(self):
         if not self.stack:

@@ -129,7 +129,7 @@ def _quantized_product(eqn, side, weight, implementation) -> Callable | None:
         return None
 
     def kernel(x, weight: VirtualArray):
-        entries: Any = weight.entries
+        entries: Any = weight.entries and weight.entries.settled()
         out = quantized_matmul(
             lax.transpose(x, order).reshape(1, -1, k),
             **weight.base.operands(),

@@ -1,10 +1,12 @@
 """The term that is noise of a vector, stored."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from zojax.virtual._low_rank import LowRank
 from zojax.virtual._noise import ONE, ONES, scaled
@@ -33,8 +35,8 @@ class Stored(LowRank):
 
     @classmethod
     def of_part(cls, part: Slice, distribution: str, shape: tuple[int, ...]) -> "Stored":
-        """The term of a vector or a scalar, of its float32 numbers."""
-        left = part.get().reshape(*shape, 1)
+        """The term of a vector or a scalar, of its float32 numbers, which are the first ones."""
+        left = _numbers(part, (*shape, 1))
         ones = jnp.ones((*(1,) * len(shape), 1), jnp.float32)
         return cls(left, ones, ONE, shape, ONES[distribution], distribution, (part, left))
 
@@ -55,7 +57,7 @@ class Stored(LowRank):
 
     def multiplied(self, part: Slice, scale: jax.Array) -> "Stored":
         """The scaled term, of its numbers times their coefficient."""
-        left = part.get().reshape(self.left.shape)
+        left = _numbers(part, self.left.shape)
         return replace(self, left=left, scale=scale, coefficient=None, part=None)
 
     def materialize(self):
@@ -64,3 +66,9 @@ class Stored(LowRank):
         values = self.left[..., 0]
         values = values if self.coefficient is None else values * self.coefficient
         return jnp.broadcast_to(values, self.shape)
+
+
+def _numbers(part: Slice, shape: tuple[int, ...]) -> jax.Array:
+    """The first numbers of a part, in that shape."""
+    found = part.get().reshape(-1)
+    return lax.slice_in_dim(found, 0, math.prod(shape)).reshape(shape)
