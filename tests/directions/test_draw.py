@@ -14,7 +14,7 @@ from zojax.virtual._noise import ONE, ONES, scaled
 
 KEY = jax.random.key(7)
 PARAMS = {
-    "bias": [jnp.ones(64), jnp.ones(64), jnp.ones(())],
+    "bias": [jnp.ones(64), jnp.ones(127), jnp.ones(250), jnp.ones(64), jnp.ones(())],
     "empty": jnp.ones((0, 3)),
     "long": jnp.ones(2**16 + 1),
     "weights": [jnp.ones((6, 64)), jnp.ones((2, 3, 64)), jnp.ones((6, 128)), jnp.ones((5, 64))],
@@ -52,9 +52,9 @@ def test_a_leaf_draws_the_numbers_of_its_own_key(distribution):
 
 def test_what_is_stored_is_small():
     stored = [leaf for term in _terms(zojax.gaussian()) for leaf in jax.tree.leaves(term)]
-    # the numbers of two vectors of 64, and fewer words of keys: nothing of the long vector or of a
-    # matrix
-    assert max(leaf.size for leaf in stored) == 128
+    # the numbers of four vectors, 64 at a time, and fewer words of keys: nothing of the long vector
+    # or of a matrix
+    assert max(leaf.size for leaf in stored) == 64 + 128 + 256 + 64
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "nibble_sum"])

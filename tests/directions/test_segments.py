@@ -12,7 +12,7 @@ LAYER = ((64,), (64, 128), (64, 64), (128, 64), (128,), ())
 SHAPES = st.lists(
     st.one_of(
         st.tuples(),
-        st.tuples(st.sampled_from([0, 1, 3, 64, 128, 2**16, 2**17])),
+        st.tuples(st.sampled_from([0, 1, 3, 64, 66, 128, 197, 262, 2**16, 2**17])),
         st.tuples(
             st.sampled_from([1, 5, 64, 2**14, 2**16]), st.sampled_from([8, 64, 96, 128, 192])
         ),
@@ -31,7 +31,9 @@ def test_every_leaf_is_in_one_place_at_most_and_keys_are_contiguous(shapes, toge
             for leaf, part, run, place in zip(
                 leaves, layout.parts, layout.run_of, layout.places, strict=True
             ):
-                assert part.keys * part.width == math.prod(shapes[leaf])
+                size = math.prod(shapes[leaf])
+                rest = part.keys * part.width - size
+                assert 0 <= rest <= (size / 4 if len(shapes[leaf]) < 2 else 0)
                 assert part.rows == math.prod(shapes[leaf][:-1])
                 if run is None:
                     assert part.blocks == 1
