@@ -199,6 +199,6 @@ def _laid_out(leaves: Sequence[int], shapes, most: int) -> tuple[Layout, tuple[i
 
 
 def _widths(sizes: dict[int, int], spare: float) -> dict[int, int]:
-    """The least of them for those of which it is a part, but for a rest of `spare` of them."""
+    """The least for those that are multiples of it, if up to a part `spare` is added; else own."""
     least = min((n for n in sizes.values() if n >= _LEAST_WIDTH), default=0)
     return {i: least if least and -n % least <= spare * n else n for i, n in sizes.items()}
