@@ -20,6 +20,12 @@ PARAMS = {
     "weights": [jnp.ones((6, 64)), jnp.ones((2, 3, 64)), jnp.ones((6, 128)), jnp.ones((5, 64))],
     "narrow": [jnp.ones((64, 2))] * 2,
 }
+# of each layer's layout what is before and after the layers has two parts and one
+VECTORS = {
+    "after": jnp.ones(262),
+    "before": [jnp.ones(66), jnp.ones(262)],
+    "layers": [[jnp.ones(n) for n in (197, 66, 262, 262)] for _ in range(5)],
+}
 MADE = {
     "gaussian": zojax.gaussian(),
     "nibble_sum": zojax.integer_normal(),
@@ -31,15 +37,16 @@ def _terms(direction: Direction) -> list:
     return list(jax.jit(lambda key: direction.terms(key, PARAMS))(KEY))
 
 
+@pytest.mark.parametrize("params", [PARAMS, VECTORS], ids=["params", "vectors"])
 @pytest.mark.parametrize("distribution", MADE)
-def test_a_leaf_draws_the_numbers_of_its_own_key(distribution):
+def test_a_leaf_draws_the_numbers_of_its_own_key(distribution, params):
     @jax.jit
     def values(key, scale):
         alone = [
             Noise.of_leaf(noise.fold_in(key, i), 1.0, distribution, leaf.shape)
-            for i, leaf in enumerate(jax.tree.leaves(PARAMS))
+            for i, leaf in enumerate(jax.tree.leaves(params))
         ]
-        drawn = MADE[distribution].terms(key, PARAMS)
+        drawn = MADE[distribution].terms(key, params)
         return [[t.scaled(scale).materialize() for t in terms] for terms in (drawn, alone)]
 
     for scale in (1.0, 0.3):

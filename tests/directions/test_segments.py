@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zojax.directions._segments import _repetition, segments
+from zojax.virtual._row_keys import Run
 
 LAYER = ((64,), (64, 128), (64, 64), (128, 64), (128,), ())
 SHAPES = st.lists(
@@ -27,10 +28,13 @@ def test_every_leaf_is_in_one_place_at_most_and_keys_are_contiguous(shapes, toge
     seen = []
     for layout, members in segments(tuple(shapes), together).items():
         for leaves in members:
-            seen += leaves
+            seen += [leaf for leaf in leaves if leaf >= 0]
             for leaf, part, run, place in zip(
                 leaves, layout.parts, layout.run_of, layout.places, strict=True
             ):
+                if leaf < 0:  # no leaf has this part
+                    assert layout.vectors == len(layout.parts)
+                    continue
                 size = math.prod(shapes[leaf])
                 rest = part.keys * part.width - size
                 assert 0 <= rest <= (size / 4 if len(shapes[leaf]) < 2 else 0)
@@ -89,6 +93,23 @@ def test_a_segment_is_a_layer(layers, before, after):
     assert sorted(map(sorted, leaves)) == [
         list(range(len(before) + i * 6, len(before) + (i + 1) * 6)) for i in range(layers)
     ]
+
+
+def test_vectors_around_the_layers_are_laid_out_as_a_layer():
+    layer = (197,), (66,), (262,), (262,)
+    found = segments(((262,), (66,), *layer * 12, (262,)), together=False)
+    ((layout, members),) = found.items()
+    assert layout.runs == (Run(0, 12, 66),)
+    others = [leaves for leaves in members if -1 in leaves]
+    assert len(members) == 13 and [sorted(leaves) for leaves in others] == [[-1, 0, 1, 50]]
+    # of few layers too many numbers would be drawn for nothing
+    assert len(segments(((66,), *layer * 3), together=False)) == 2
+    # a vector that no layer has stays apart, and all that is with it
+    found = segments(((262,), (500,), *layer * 12), together=False)
+    assert len(found) == 2 and not any(-1 in m for leaves in found.values() for m in leaves)
+    # so do vectors beside matrices, whose keys would be made for nothing
+    found = segments(((64,), *LAYER * 12), together=False)
+    assert len(found) == 2 and not any(-1 in m for leaves in found.values() for m in leaves)
 
 
 @given(

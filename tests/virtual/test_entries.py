@@ -1,14 +1,21 @@
 """Entries in every view that a model uses: the same weights, without arithmetic on positions."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 import zojax
 from zojax import virtual
 from zojax.virtual import Entries, VirtualArray
+from zojax.virtual._entries import _set_by_coordinates, _set_flat
 
 SHAPES = {"table": (96, 64), "a": (64, 128), "b": (64, 64), "c": (64, 192), "d": (128, 64)}
 # of these entries each matrix of a stack has its own
@@ -50,6 +57,16 @@ def _used(p, eye):
     }
 
 
+@pytest.fixture(params=[1, 8])
+def devices(request, monkeypatch):
+    """The suite has eight devices; with one alone entries are set in another way on a CPU."""
+    jax.clear_caches()
+    monkeypatch.setattr(jax, "device_count", lambda: request.param)
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("devices")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("wrap", [jax.jit, lambda fn: fn], ids=["jit", "eager"])
 def test_each_element_is_exact(wrap, dtype):
@@ -67,3 +84,70 @@ def test_a_transpose_changes_no_positions():
     there = leaf.entries.transpose((2, 0, 1))
     assert there.index is leaf.entries.index and there.order == (2, 0, 1)
     assert there.transpose((1, 2, 0)).order is None
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_both_ways_to_set_give_the_same(data):
+    """Stacks, axes and positions in any order, padding, and values that are no numbers."""
+    shape = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple))
+    stack = data.draw(st.integers(0, len(shape) - 1))
+    order = data.draw(st.permutations(range(len(shape))))
+    draw = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    size = int(np.prod(shape[stack:]))
+    count = data.draw(st.integers(1, size + 2))
+    rows = [draw.permutation(np.minimum(np.arange(size + 2), size)) for _ in range(4**stack)]
+    index = np.stack(rows)[: np.prod(shape[:stack], dtype=int), :count]
+    kinds = np.asarray([0.0, -0.0, np.inf, np.nan, 1.5], np.float32)
+    base, values = draw.choice(kinds, shape), draw.choice(kinds, index.shape)
+    expected = base.reshape(-1, size).copy()
+    for row, at, value in zip(expected, index, values, strict=True):
+        row[at[at < size]] = value[at < size]
+    expected = expected.reshape(shape).transpose(order)
+    values, index = (jnp.asarray(x.reshape(*shape[:stack], count)) for x in (values, index))
+    entries = Entries(values, index, shape).transpose(order)
+    for way in (_set_flat, _set_by_coordinates):
+        found = np.asarray(way(jnp.asarray(base.transpose(order)), entries))
+        for see in (np.asarray, np.signbit):
+            np.testing.assert_array_equal(see(found), see(expected))
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_rows_that_are_looked_up_have_their_entries(data):
+    """Any row any number of times or not at all, and padding."""
+    size, width = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
+    draw = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    index = draw.permutation(np.append(np.arange(size * width), [size * width] * 2))
+    index = index[: data.draw(st.integers(1, index.size))].astype(np.int32)
+    base = draw.normal(size=(size, width)).astype(np.float32)
+    values = draw.normal(size=index.size).astype(np.float32)
+    entries = Entries(jnp.asarray(values), jnp.asarray(index), (size, width))
+    ids = draw.integers(0, size, data.draw(st.sampled_from([(1,), (7,), (2, 3)])))
+    found = entries.set_in_rows(jnp.asarray(base[ids]), jnp.asarray(ids), 0)
+    np.testing.assert_array_equal(found, np.asarray(entries.set_in(jnp.asarray(base)))[ids])
+
+
+@pytest.mark.parametrize("spec", [P("parts", None), P(None, "parts")], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_that_is_sharded_is_not_gathered(spec, transposed):
+    mesh = jax.make_mesh((4,), ("parts",), axis_types=(jax.sharding.AxisType.Auto,))
+    count = 500
+
+    def product(w, values, index, x):
+        weight = VirtualArray(w, Entries(values, index, w.shape))
+        return zojax.virtualize(lambda w, x: x @ (w.T if transposed else w))(weight, x)
+
+    def like(shape, dtype, spec):
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    compiled = jax.jit(product).lower(
+        like((512, 1024), jnp.float32, spec),
+        like((count,), jnp.float32, P()),
+        like((count,), jnp.int32, P()),
+        like((16, 1024 if transposed else 512), jnp.float32, P()),
+    )
+    text = compiled.compile().as_text()
+    gathered = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
+    assert all(math.prod(map(int, g.split(","))) < 512 * 1024 // 4 for g in gathered), gathered

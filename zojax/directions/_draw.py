@@ -114,6 +114,8 @@ def independent(key, params, distribution: str) -> list[Term]:
             for leaf, part, run, place in zip(
                 leaves, layout.parts, layout.run_of, layout.places, strict=True
             ):
+                if leaf < 0:
+                    continue
                 start = starts[place] if place in layout.shared_places else None
                 if run in layout.stored:
                     values = stored[layout, run][i].part(
@@ -138,7 +140,7 @@ def _stored(
     leaves = [np.resize(m, (square_size(len(m)), len(m[0]))) for m in found.values()]
     leaves.append(np.resize(np.arange(count), (square_size(count), 1)))
     # the same key may be made twice: so a segment's lie next to each other
-    table = hashed(key, np.concatenate([a.ravel() for a in leaves]).astype(np.uint32))
+    table = hashed(key, np.maximum(np.concatenate([a.ravel() for a in leaves]), 0))
     start, squares, counts, sizes = 0, {}, [], []
     for layout, members in found.items():
         keys = _row_keys(layout, len(members), start)(table)

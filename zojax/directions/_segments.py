@@ -14,7 +14,7 @@ from zojax.virtual._row_keys import Run
 _MOST_STORED = 2**16  # entries of a vector whose noise is stored
 _LEAST_WIDTH = 64  # of a leaf whose row keys are stored: eight bytes a row
 _MOST_ROWS = 2**15  # of a segment of several leaves
-_SPARE = 0.25  # numbers of a vector that may be drawn and not used
+_SPARE = 0.25  # numbers of vectors that may be drawn and not used
 
 
 class Part(NamedTuple):
@@ -86,6 +86,8 @@ def segments(
 ) -> dict[Layout, list[tuple[int, ...]]]:
     """The leaves of each segment, in the order of its parts, by how the segment is laid out.
 
+    Where a segment has no leaf for a part of its layout, there is -1.
+
     Args:
         shapes: of the leaves. Those that are neither small vectors nor wide matrices are left out.
         together: whether several matrices may be drawn at once.
@@ -96,8 +98,43 @@ def segments(
         layout, order = _laid_out(leaves, shapes, most)
         if order:
             found.setdefault(layout, []).append(order)
+    found = _joined(found)
     # a matrix alone makes the keys of its rows where it is used
     return {k: v for k, v in found.items() if k.vectors or len(v) > 1 or len(k.parts) > 1}
+
+
+def _joined(found: dict[Layout, list[tuple[int, ...]]]) -> dict[Layout, list[tuple[int, ...]]]:
+    """Segments of vectors alone are laid out as larger ones of such, if those have all their parts.
+
+    As a rule that is what is before and after the layers, in the layout of a layer. Few numbers may
+    be drawn for parts that are not there.
+    """
+    out: dict[Layout, list[tuple[int, ...]]] = {}
+    for layout in sorted(found, key=lambda layout: -layout.keys):
+        members, into = found[layout], layout
+        for other in out:
+            at = _parts_in(layout, other)
+            spare = len(members) * (other.keys - layout.keys)
+            if at is not None and spare <= _SPARE * len(found[other]) * other.keys:
+                members = [tuple(-1 if i is None else m[i] for i in at) for m in members]
+                into = other
+                break
+        out.setdefault(into, []).extend(members)
+    return out
+
+
+def _parts_in(layout: Layout, other: Layout) -> list[int | None] | None:
+    """Which part of a layout each part of another can be, if it has room for all of them."""
+    if any(one.vectors < len(one.parts) for one in (layout, other)):
+        return None
+    left = list(range(len(layout.parts)))
+    at: list[int | None] = []
+    for part in other.parts:
+        found = next((i for i in left if layout.parts[i] == part), None)
+        if found is not None:
+            left.remove(found)
+        at.append(found)
+    return None if left else at
 
 
 def _is_vector(shape) -> bool:

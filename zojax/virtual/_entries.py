@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from zojax.virtual._shapes import ravel, slice_axis, unravel
 
@@ -44,7 +45,7 @@ class Entries:
         return self.shape[self.stack :]
 
     def transpose(self, permutation):
-        order = tuple(self._order[i] for i in permutation)
+        order = tuple(self.axes[i] for i in permutation)
         return replace(self, order=None if list(order) == sorted(order) else order)
 
     def reshape(self, shape):
@@ -73,41 +74,31 @@ class Entries:
 
     def set_in(self, base: jax.Array) -> jax.Array:
         """The base with the entries in place."""
-        # by coordinates: a flat view of a base that is cut out of another costs a copy of its own
-        stack, core = self.shape[: self.stack], self.core or (1,)
-        grid = jnp.meshgrid(*(jnp.arange(n) for n in stack), indexing="ij", sparse=True)
-        # unsigned, as XLA would compile what negative ones mean; padding is outside
-        at = unravel(self.index.astype(jnp.uint32), core)
-        at = (*(g[..., None] for g in grid), *at)
-        order = (*self._order, *range(len(self.shape), len(at)))
-        shaped = base.reshape([(*stack, *core)[i] for i in order])
-        values = self.values.astype(base.dtype)
-        places = tuple(at[i] for i in order)
-        out = shaped.at[places].set(values, mode="drop", unique_indices=True)
-        return out.reshape(base.shape)
+        # the flat view of a base that is sharded would be gathered
+        if jax.device_count() > 1:
+            return _set_by_coordinates(base, self)
+        return lax.platform_dependent(base, self, cpu=_set_flat, default=_set_by_coordinates)
 
     def set_in_rows(self, picked: jax.Array, index: jax.Array, axis: int) -> jax.Array:
-        """Rows already gathered from the base, with the entries in place.
+        """Rows already gathered from the base, at an `index` in range, with the entries in place.
 
         One representative row of `picked` is set for every distinct row, and then read by all its
         duplicates: memory of the gathered rows, never of the whole array.
         """
         rest = [i for i in range(len(self.shape)) if i != axis]
         moved = self.transpose((axis, *rest)).settled()._unstacked()
-        size = moved.shape[0]
-        width = math.prod(moved.shape[1:])
-        flat_index = index.reshape(-1)
-        rows = picked.reshape(flat_index.shape[0], width)
-        count = rows.shape[0]
-        slot = jnp.full((size,), count, jnp.int32)
-        slot = slot.at[flat_index].set(jnp.arange(count, dtype=jnp.int32), mode="drop")
-        entry_row, entry_col = moved.index // width, moved.index % width
-        at = slot.at[entry_row].get(mode="fill", fill_value=count)
-        filled = rows.at[at, entry_col].set(moved.values.astype(rows.dtype), mode="drop")
-        representative = slot.at[flat_index].get(mode="fill", fill_value=count)
-        inside = (representative < count)[:, None]
-        result = jnp.where(inside, filled[jnp.minimum(representative, count - 1)], rows)
-        return result.reshape(picked.shape)
+        size, width = moved.shape[0], math.prod(moved.shape[1:])
+        wanted = index.reshape(-1)
+        count = wanted.shape[0]
+        # of each row, and of none for padding; rows that nobody wants go past all others
+        slot = jnp.full((size + 1,), count, jnp.uint32)
+        slot = slot.at[wanted].set(jnp.arange(count, dtype=jnp.uint32))
+        place = moved.index.astype(jnp.uint32)
+        at = slot.at[place // width].get(mode="promise_in_bounds"), place % width
+        values = moved.values.astype(picked.dtype)
+        filled = picked.reshape(count, width).at[at].set(values, mode="drop")
+        first = slot.at[wanted].get(mode="promise_in_bounds")
+        return filled.at[first].get(mode="promise_in_bounds").reshape(picked.shape)
 
     def settled(self) -> "Entries":
         """The same entries, at positions in an array whose axes are in the order of the base."""
@@ -120,7 +111,8 @@ class Entries:
         )
 
     @property
-    def _order(self) -> tuple[int, ...]:
+    def axes(self) -> tuple[int, ...]:
+        """`order`, also where that is None."""
         return tuple(range(len(self.shape))) if self.order is None else self.order
 
     def _unstacked(self):
@@ -142,3 +134,31 @@ class Entries:
             valid = valid & (c >= 0) & (c < n)
         index = jnp.where(valid, ravel(moved, core, self.index), math.prod(core))
         return replace(self, index=index.astype(self.index.dtype), shape=tuple(shape))
+
+
+def _set_by_coordinates(base: jax.Array, entries: Entries) -> jax.Array:
+    stack, core, order = entries.shape[: entries.stack], entries.core or (1,), entries.axes
+    grid = jnp.meshgrid(*(jnp.arange(n) for n in stack), indexing="ij", sparse=True)
+    # unsigned, as XLA would compile what negative ones mean; padding is outside
+    at = unravel(entries.index.astype(jnp.uint32), core)
+    at = (*(g[..., None] for g in grid), *at)
+    order = (*order, *range(len(order), len(at)))
+    shaped = base.reshape([(*stack, *core)[i] for i in order])
+    values = entries.values.astype(base.dtype)
+    places = tuple(at[i] for i in order)
+    out = shaped.at[places].set(values, mode="drop", unique_indices=True)
+    return out.reshape(base.shape)
+
+
+def _set_flat(base: jax.Array, entries: Entries) -> jax.Array:
+    """The same, with less to compile: positions are used as they are."""
+    back = sorted(range(base.ndim), key=lambda i: entries.axes[i])
+    stack = tuple(range(entries.stack))
+    flat = lax.transpose(base, back).reshape(*entries.shape[: entries.stack], -1)
+    last = (len(stack),)
+    out = lax.scatter(
+        flat, entries.index[..., None], entries.values.astype(base.dtype),
+        lax.ScatterDimensionNumbers((), last, last, stack, stack),
+        unique_indices=True, mode=lax.GatherScatterMode.FILL_OR_DROP,
+    )  # fmt: skip
+    return lax.transpose(out.reshape(entries.shape), entries.axes)
