@@ -94,10 +94,14 @@ class VirtualArray:
         """The same array with more additive terms."""
         return replace(self, terms=self.terms + terms)
 
-    def materialize(self) -> jax.Array:
-        """The dense array, terms summed in float32 (or wider) and rounded once."""
+    def materialize(self, flat: bool = False) -> jax.Array:
+        """The dense array, terms summed in float32 (or wider) and rounded once.
+
+        Args:
+            flat: how entries are set, as for `Entries.set_in`.
+        """
         base = dense(self.base)
-        base = base if self.entries is None else self.entries.set_in(base)
+        base = base if self.entries is None else self.entries.set_in(base, flat)
         if not self.terms:
             return base
         total = base.astype(jnp.promote_types(base.dtype, jnp.float32))
@@ -105,19 +109,22 @@ class VirtualArray:
             total = total + term.materialize()
         return total.astype(base.dtype)
 
-    def materialize_as_stored(self) -> jax.Array:
+    def materialize_as_stored(self, flat: bool = False) -> jax.Array:
         """The dense array, made from where its base lies and in the order in which it lies there.
 
         A transpose is left for the product that uses it, and no layer is cut out of a stack before.
+
+        Args:
+            flat: as for `materialize`.
         """
         here = self.origin
         if here is None:
-            return self.materialize()
+            return self.materialize(flat)
         back = tuple(sorted(range(self.ndim), key=lambda i: here.permutation[i]))
         stored = self.with_base(here.stored, lambda t: t.transpose(back))
         if stored is None:
-            return self.materialize()
-        return lax.transpose(stored.materialize(), here.permutation)
+            return self.materialize(flat)
+        return lax.transpose(stored.materialize(flat), here.permutation)
 
     @property
     def moving(self) -> jax.Array | None:

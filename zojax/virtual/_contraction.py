@@ -45,9 +45,14 @@ def dot_general(eqn, values, report: Report):
         out = kernel(x, replace(rest.undrawn(), name=""))
     elif is_dense:
         panels, large = (panels_of(product, cut) for cut in (ON_CPU, ELSEWHERE))
-        panels = None if weight.name in report.whole else panels
-        is_stored = not is_formula(rest.base) and rest.entries is None
-        out = dense_use(product, panels, None if is_stored else large)(x, replace(rest, name=""))
+        is_whole, has_entries = weight.name in report.whole, rest.entries is not None
+        use = dense_use(
+            product,
+            panels=None if is_whole else panels,
+            large=large if has_entries or is_formula(rest.base) else None,
+            flat=is_whole and has_entries,
+        )
+        out = use(x, replace(rest, name=""))
     else:
         out = product(x, rest.base_after(x))
     if not thin:

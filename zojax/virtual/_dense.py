@@ -70,9 +70,10 @@ class _AsStored:
     """The product with a virtual weight, dense as a whole."""
 
     product: Product
+    flat: bool
 
     def __call__(self, x, weight: VirtualArray) -> jax.Array:
-        return self.product(x, weight.materialize_as_stored())
+        return self.product(x, weight.materialize_as_stored(self.flat))
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def dense_use(
     panels: Panels | None = None,
     large: Panels | None = None,
     alone: bool = True,
+    flat: bool = False,
 ):
     """`product(x, weight array)` as a function of a virtual weight that is dense for this one use.
 
@@ -126,6 +128,7 @@ def dense_use(
         panels: the same of the virtual weight, for CPU, with little of it dense at a time.
         large: likewise for other devices.
         alone: whether it is a computation of its own on CPU, whose equal uses are compiled once.
+        flat: how entries are set then, as for `Entries.set_in`.
     """
 
     def whole(x, weight: VirtualArray):
@@ -141,7 +144,7 @@ def dense_use(
     def use(x, weight: VirtualArray):
         if not alone:
             return late(x, weight)
-        apart = _outlined(panels or _AsStored(product))
+        apart = _outlined(panels or _AsStored(product, flat))
         return lax.platform_dependent(x, weight, cpu=apart, default=late_panels)
 
     def one_of_many(x, weight: VirtualArray):

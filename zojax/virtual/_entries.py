@@ -72,12 +72,17 @@ class Entries:
             ],
         )
 
-    def set_in(self, base: jax.Array) -> jax.Array:
-        """The base with the entries in place."""
-        # the flat view of a base that is sharded would be gathered
-        if jax.device_count() > 1:
-            return _set_by_coordinates(base, self)
-        return lax.platform_dependent(base, self, cpu=_set_flat, default=_set_by_coordinates)
+    def set_in(self, base: jax.Array, flat: bool = False) -> jax.Array:
+        """The base with the entries in place.
+
+        Args:
+            base: array whose axes are in the order that `order` says.
+            flat: whether positions are used as they are, so that less has to be compiled. Worth it
+                for a base that is stored as it is: one that is cut out of another is cut slower.
+        """
+        # the flat view of one that is sharded would be gathered
+        set_in = _set_flat if flat and jax.device_count() == 1 else _set_by_coordinates
+        return set_in(base, self)
 
     def set_in_rows(self, picked: jax.Array, index: jax.Array, axis: int) -> jax.Array:
         """Rows already gathered from the base, at an `index` in range, with the entries in place.
@@ -151,7 +156,6 @@ def _set_by_coordinates(base: jax.Array, entries: Entries) -> jax.Array:
 
 
 def _set_flat(base: jax.Array, entries: Entries) -> jax.Array:
-    """The same, with less to compile: positions are used as they are."""
     back = sorted(range(base.ndim), key=lambda i: entries.axes[i])
     stack = tuple(range(entries.stack))
     flat = lax.transpose(base, back).reshape(*entries.shape[: entries.stack], -1)
