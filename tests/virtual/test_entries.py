@@ -112,6 +112,20 @@ def test_both_ways_to_set_give_the_same(data):
             np.testing.assert_array_equal(see(found), see(expected))
 
 
+def test_a_view_whose_positions_would_overflow_is_refused():
+    def entries(shape):
+        index = jax.ShapeDtypeStruct((shape[0], 5), jnp.int32)
+        return Entries(jax.ShapeDtypeStruct((shape[0], 5), jnp.float32), index, shape)
+
+    def mixed(entries):
+        return entries.transpose((0, 2, 1)).settled().index
+
+    fits = jax.eval_shape(mixed, entries((2**11, 2**10, 2**9)))
+    assert fits.shape == (2**11 * 5,)
+    with pytest.raises(ValueError, match="positions up to 2,147,483,648, but positions are int32"):
+        jax.eval_shape(mixed, entries((2**12, 2**10, 2**9)))
+
+
 @given(st.data())
 @settings(deadline=None, max_examples=60)
 def test_rows_that_are_looked_up_have_their_entries(data):

@@ -125,8 +125,15 @@ class Entries:
             return self
         stack = self.shape[: self.stack]
         size = math.prod(self.core)
+        total, dtype = math.prod(self.shape), self.index.dtype
+        if total > jnp.iinfo(dtype).max:
+            raise ValueError(
+                f"entries of a stack {self.shape}, in a view that mixes the stack with its "
+                f"matrices, need positions up to {total:,}, but positions are {dtype}; transpose "
+                "or reshape each matrix inside the loop over the stack"
+            )
         offset = jnp.arange(math.prod(stack), dtype=self.index.dtype).reshape(*stack, 1) * size
-        index = jnp.where(self.index < size, self.index + offset, math.prod(self.shape))
+        index = jnp.where(self.index < size, self.index + offset, total)
         return replace(self, values=self.values.reshape(-1), index=index.reshape(-1))
 
     def _with_coordinates(self, shape, change):
