@@ -52,6 +52,7 @@ def _used(p, eye):
         "heads": [
             jnp.einsum("ij,jhd->ihd", short, p["heads"]),
             jnp.einsum("ij,jhd->hdi", short, p["heads"]).transpose(2, 0, 1),
+            p["heads"].transpose(0, 2, 1)[5:9, 3:].transpose(0, 2, 1) * 1,
             p["heads"].transpose(2, 0, 1).reshape(32, -1).T.reshape(64, 4, 32) * 1,
         ],
     }
@@ -117,13 +118,15 @@ def test_a_view_whose_positions_would_overflow_is_refused():
         index = jax.ShapeDtypeStruct((shape[0], 5), jnp.int32)
         return Entries(jax.ShapeDtypeStruct((shape[0], 5), jnp.float32), index, shape)
 
-    def mixed(entries):
-        return entries.transpose((0, 2, 1)).settled().index
+    def viewed(order, shape):
+        return jax.eval_shape(lambda e: e.transpose(order).settled().index, entries(shape)).shape
 
-    fits = jax.eval_shape(mixed, entries((2**11, 2**10, 2**9)))
-    assert fits.shape == (2**11 * 5,)
+    large = 2**12, 2**10, 2**9
+    assert viewed((1, 0, 2), (2**11, 2**10, 2**9)) == (2**11 * 5,)
+    # each matrix of a stack may be transposed, however many there are
+    assert viewed((0, 2, 1), large) == (2**12, 5)
     with pytest.raises(ValueError, match="positions up to 2,147,483,648, but positions are int32"):
-        jax.eval_shape(mixed, entries((2**12, 2**10, 2**9)))
+        viewed((1, 0, 2), large)
 
 
 @given(st.data())
@@ -149,7 +152,8 @@ def test_a_weight_that_is_sharded_is_not_gathered(spec, transposed):
     count = 500
 
     def product(w, values, index, x):
-        weight = VirtualArray(w, Entries(values, index, w.shape))
+        # named, as leaves are: else it would not be set flat on one device either
+        weight = VirtualArray(w, Entries(values, index, w.shape), name="w")
         return zojax.virtualize(lambda w, x: x @ (w.T if transposed else w))(weight, x)
 
     def like(shape, dtype, spec):

@@ -109,10 +109,12 @@ class Entries:
         """The same entries, at positions in an array whose axes are in the order of the base."""
         if self.order is None:
             return self
-        order = self.order
-        plain = replace(self, order=None)._unstacked()
+        order, plain = self.order, replace(self, order=None)
+        if order[: self.stack] != tuple(range(self.stack)):
+            plain = plain._unstacked()
+        s = plain.stack
         return plain._with_coordinates(
-            tuple(self.shape[i] for i in order), lambda c: [c[i] for i in order]
+            tuple(self.shape[i] for i in order), lambda c: [c[i - s] for i in order[s:]]
         )
 
     @property
