@@ -33,7 +33,6 @@ def test_every_leaf_is_in_one_place_at_most_and_keys_are_contiguous(shapes, toge
                 leaves, layout.parts, layout.run_of, layout.places, strict=True
             ):
                 if leaf < 0:  # no leaf has this part
-                    assert layout.vectors == len(layout.parts)
                     continue
                 size = math.prod(shapes[leaf])
                 rest = part.keys * part.width - size
@@ -90,7 +89,7 @@ def test_a_wide_layer_of_few_is_not():
 def test_a_segment_is_a_layer(layers, before, after):
     found = segments((*before, *LAYER * layers, *after), together=True)
     (leaves,) = (v for v in found.values() if len(v) > 1)
-    assert sorted(map(sorted, leaves)) == [
+    assert sorted(sorted(v) for v in leaves if -1 not in v) == [
         list(range(len(before) + i * 6, len(before) + (i + 1) * 6)) for i in range(layers)
     ]
 
@@ -104,12 +103,21 @@ def test_vectors_around_the_layers_are_laid_out_as_a_layer():
     assert len(members) == 13 and [sorted(leaves) for leaves in others] == [[-1, 0, 1, 50]]
     # of few layers too many numbers would be drawn for nothing
     assert len(segments(((66,), *layer * 3), together=False)) == 2
-    # a vector that no layer has stays apart, and all that is with it
-    found = segments(((262,), (500,), *layer * 12), together=False)
-    assert len(found) == 2 and not any(-1 in m for leaves in found.values() for m in leaves)
-    # so do vectors beside matrices, whose keys would be made for nothing
-    found = segments(((64,), *LAYER * 12), together=False)
-    assert len(found) == 2 and not any(-1 in m for leaves in found.values() for m in leaves)
+    # a vector that no layer has stays apart, but for that from which little is left over
+    found = segments(((262,), (500,), (55,), *layer * 12), together=False)
+    assert sorted(sum(found.values(), [])[-2:]) == [(-1, 2, 0, -1), (1,)]
+    # so do vectors for which a quarter of the layers would have to be drawn again
+    found = segments(((66,),) * 9 + layer * 12, together=False)
+    assert sorted(map(len, found.values())) == [1, 15]
+    assert [len(leaves) for leaves in sum(found.values(), []) if len(leaves) != 4] == [6]
+
+
+def test_vectors_beside_matrices_are_laid_out_as_those_of_a_layer():
+    found = segments(((512, 64), (64,), (128,), (96,), (256, 64), *LAYER * 12), together=True)
+    (layer, members), (other, rest) = found.items()
+    assert len(members) == 13 and layer.vectors < len(layer.parts)
+    assert sorted(members[-1]) == [-1] * 4 + [1, 2]
+    assert rest == [(3, 0, 4)] and other.vectors == 1
 
 
 @given(

@@ -80,6 +80,12 @@ def test_a_layer_more_adds_few_operations_and_no_kernels(name):
     assert kernels <= 0
 
 
+def test_keys_that_are_hashed_in_turn_are_one_kernel():
+    """Of leaves, of factors and of columns; that of the query is another."""
+    _, kernels = _program(5, "low_rank")
+    assert sum(kernel.count(" shift-left(") > 9 for kernel in kernels) == 2
+
+
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_uses_of_equal_shapes_are_calls_of_one_function(name):
     few, many = (_lowered(layers, name).as_text().count("func.func") for layers in (5, 7))

@@ -22,7 +22,7 @@ from zojax.virtual._stored import Stored
 
 @outlined
 def _hash(keys, first, second) -> jax.Array:
-    return threefry_words(keys[:, 0], keys[:, 1], first, second, axis=1)
+    return threefry_words(keys[..., 0], keys[..., 1], first, second, axis=1)
 
 
 def hashed(keys, first, second=FOLD_TAG) -> jax.Array:
@@ -39,9 +39,11 @@ def hashed(keys, first, second=FOLD_TAG) -> jax.Array:
         uint32[n, 2].
     """
     first = jnp.asarray(first, jnp.uint32)
-    keys = jnp.broadcast_to(noise.words(keys), (*first.shape, 2))
+    keys, second = noise.words(keys), jnp.uint32(second)
+    if keys.ndim > 1:  # of many as an array too, so that any two such hashes are one computation
+        second = jnp.broadcast_to(second, first.shape)
     # numbers that XLA does not know, for it would write the hash of known ones otherwise
-    return _hash(*barrier_but_on_cpu((keys, first, jnp.full_like(first, second))))
+    return _hash(*barrier_but_on_cpu((keys, first, second)))
 
 
 def leaf_key_table(key, count: int) -> jax.Array:

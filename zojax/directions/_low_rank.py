@@ -180,10 +180,11 @@ def _normals(
     if not requests:
         return []
     leaf, tags, _, ranks = np.array(requests, np.uint32).T
-    most = max(ranks)
+    most, words = max(ranks), noise.words(keys)
 
     def words_of(places):
-        of_leaf = keys if keys.ndim < 2 else keys[places]
+        # of one shape with the keys that are hashed after them: one computation
+        of_leaf = words[places] if words.ndim > 1 else jnp.broadcast_to(words, (len(places), 2))
         of_factor = hashed(hashed(of_leaf, leaf[places]), tags[places])
         columns = np.tile(np.arange(most, dtype=np.uint32), len(places))
         of_factor = jnp.repeat(of_factor, most, axis=0) if most > 1 else of_factor

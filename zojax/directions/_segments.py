@@ -94,47 +94,40 @@ def segments(
     """
     most = most_at_once(sum(map(math.prod, shapes))) if together else 0
     found: dict[Layout, list[tuple[int, ...]]] = {}
-    for leaves in _cut(shapes):
+
+    def add(leaves):
         layout, order = _laid_out(leaves, shapes, most)
         if order:
             found.setdefault(layout, []).append(order)
-    found = _joined(found)
+
+    others, layers = _cut(shapes)
+    for leaves in layers:
+        add(leaves)
+    seats = {layout: int(_SPARE * len(members)) for layout, members in found.items()}
+    for leaves in others:
+        for layout in seats:
+            while seats[layout] and (guests := _guests(leaves, shapes, layout)):
+                found[layout].append(guests)
+                leaves = [i for i in leaves if i not in guests]
+                seats[layout] -= 1
+        add(leaves)
     # a matrix alone makes the keys of its rows where it is used
     return {k: v for k, v in found.items() if k.vectors or len(v) > 1 or len(k.parts) > 1}
 
 
-def _joined(found: dict[Layout, list[tuple[int, ...]]]) -> dict[Layout, list[tuple[int, ...]]]:
-    """Segments of vectors alone are laid out as larger ones of such, if those have all their parts.
+def _guests(leaves: Sequence[int], shapes, layout: Layout) -> tuple[int, ...] | None:
+    """Vectors from before or after the layers in the layout of a layer; None if none fits.
 
-    As a rule that is what is before and after the layers, in the layout of a layer. Few numbers may
-    be drawn for parts that are not there.
+    Each is in a vector's part that it fills but for a few numbers. What else is drawn with them is
+    not used, so there can be few such segments.
     """
-    out: dict[Layout, list[tuple[int, ...]]] = {}
-    for layout in sorted(found, key=lambda layout: -layout.keys):
-        members, into = found[layout], layout
-        for other in out:
-            at = _parts_in(layout, other)
-            spare = len(members) * (other.keys - layout.keys)
-            if at is not None and spare <= _SPARE * len(found[other]) * other.keys:
-                members = [tuple(-1 if i is None else m[i] for i in at) for m in members]
-                into = other
-                break
-        out.setdefault(into, []).extend(members)
-    return out
-
-
-def _parts_in(layout: Layout, other: Layout) -> list[int | None] | None:
-    """Which part of a layout each part of another can be, if it has room for all of them."""
-    if any(one.vectors < len(one.parts) for one in (layout, other)):
-        return None
-    left = list(range(len(layout.parts)))
-    at: list[int | None] = []
-    for part in other.parts:
-        found = next((i for i in left if layout.parts[i] == part), None)
-        if found is not None:
-            left.remove(found)
-        at.append(found)
-    return None if left else at
+    vectors, order = [i for i in leaves if _is_vector(shapes[i])], []
+    for part in layout.parts:
+        room = part.keys * part.width if len(order) < layout.vectors else 0
+        sizes = ((i, math.prod(shapes[i])) for i in vectors)
+        order.append(next((i for i, n in sizes if n <= room <= (1 + _SPARE) * n), -1))
+        vectors = [i for i in vectors if i != order[-1]]
+    return tuple(order) if max(order) >= 0 else None
 
 
 def _is_vector(shape) -> bool:
@@ -149,29 +142,32 @@ def _is_wide(shape) -> bool:
     return len(shape) > 1 and shape[-1] >= _LEAST_WIDTH and math.prod(shape) > 0
 
 
-def _cut(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Leaves cut where shapes begin to repeat, those before and after together.
+def _cut(shapes: Sequence[tuple[int, ...]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Segments of the leaves before and after those whose shapes repeat, and of these.
 
     A segment has at most so many rows, and a leaf of more is one by itself.
     """
     start, period, count = _repetition(shapes)
     periods = [range(start + i * period, start + (i + 1) * period) for i in range(count)]
     others = [*range(start), *range(start + count * period, len(shapes))]
+    return _within_rows(others, shapes), [s for p in periods for s in _within_rows(p, shapes)]
+
+
+def _within_rows(leaves: Sequence[int], shapes) -> list[list[int]]:
     out = []
-    for leaves in (others, *periods):
-        segment: list[int] = []
-        total = 0
-        for i in leaves:
-            rows = _rows(shapes[i]) if _is_wide(shapes[i]) else 1
-            if rows > _MOST_ROWS:
-                out.append([i])
-                continue
-            if total + rows > _MOST_ROWS:
-                out.append(segment)
-                segment, total = [], 0
-            segment.append(i)
-            total += rows
-        out.append(segment)
+    segment: list[int] = []
+    total = 0
+    for i in leaves:
+        rows = _rows(shapes[i]) if _is_wide(shapes[i]) else 1
+        if rows > _MOST_ROWS:
+            out.append([i])
+            continue
+        if total + rows > _MOST_ROWS:
+            out.append(segment)
+            segment, total = [], 0
+        segment.append(i)
+        total += rows
+    out.append(segment)
     return out
 
 

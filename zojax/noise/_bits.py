@@ -23,7 +23,8 @@ def _u32(x) -> jax.Array:
 def threefry2x32(key0, key1, x0, x1) -> tuple[jax.Array, jax.Array]:
     """Threefry-2x32 with 13 rounds, the fewest that pass BigCrush (Salmon et al., SC 2011)."""
     schedule = (key0, key1, key0 ^ key1 ^ jnp.uint32(0x1BD11BDA))
-    x0, x1 = x0 + schedule[0], x1 + schedule[1]
+    # in this order, into which XLA would bring known x, and so for all x
+    x0, x1 = schedule[0] + x0, schedule[1] + x1
     for i in range(_ROUNDS):
         rotation = _ROTATIONS[(i // 4) % 2][i % 4]
         x0 = x0 + x1

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -85,8 +86,10 @@ def _dense(eqn, position, value, report):
         return value
     report.note(eqn, position, value, "fallback")
     # a vector is used by every token: make it once, or XLA recomputes its noise for each of them
-    make = _stored if is_vector(value) and not _has_numbers(value) else _whole
-    return make(_unnamed(value))
+    if is_vector(value) and not _has_numbers(value):
+        return _stored(_unnamed(value))
+    flat = value.entries is not None and value.name in report.whole
+    return _whole(_unnamed(value), flat)
 
 
 def _has_numbers(value: VirtualArray) -> bool:
@@ -225,7 +228,15 @@ def _barrier(eqn, values, report, fixed):
 
 
 _stored = outlined(VirtualArray.materialize)
-_whole = jax.jit(VirtualArray.materialize)  # traced once for equal leaves; XLA inlines the calls
+
+
+@partial(jax.jit, static_argnums=1)  # traced once for equal leaves; XLA inlines the calls
+def _whole(value: VirtualArray, flat: bool = False) -> jax.Array:
+    if not flat:
+        return value.materialize()
+    as_stored = partial(VirtualArray.materialize, flat=True)
+    return lax.platform_dependent(value, cpu=as_stored, default=VirtualArray.materialize)
+
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 
