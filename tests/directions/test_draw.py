@@ -26,6 +26,15 @@ VECTORS = {
     "before": [jnp.ones(66), jnp.ones(262)],
     "layers": [[jnp.ones(n) for n in (197, 66, 262, 262)] for _ in range(5)],
 }
+# the same beside matrices; one vector leaves some numbers of its part
+MODEL = {
+    "after": {"norm": jnp.ones(64), "other": jnp.ones(55), "scalar": jnp.ones(())},
+    "before": [jnp.ones((96, 64)), jnp.ones(128), jnp.ones((32, 64))],
+    "layers": [
+        [jnp.ones(shape) for shape in ((64,), (64, 128), (64, 64), (128, 64), (128,), (64,))]
+        for _ in range(4)
+    ],
+}
 MADE = {
     "gaussian": zojax.gaussian(),
     "nibble_sum": zojax.integer_normal(),
@@ -37,7 +46,7 @@ def _terms(direction: Direction) -> list:
     return list(jax.jit(lambda key: direction.terms(key, PARAMS))(KEY))
 
 
-@pytest.mark.parametrize("params", [PARAMS, VECTORS], ids=["params", "vectors"])
+@pytest.mark.parametrize("params", [PARAMS, VECTORS, MODEL], ids=["params", "vectors", "model"])
 @pytest.mark.parametrize("distribution", MADE)
 def test_a_leaf_draws_the_numbers_of_its_own_key(distribution, params):
     @jax.jit
