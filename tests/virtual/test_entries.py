@@ -87,6 +87,15 @@ def test_a_transpose_changes_no_positions():
     assert there.transpose((1, 2, 0)).order is None
 
 
+@pytest.mark.usefixtures("devices")
+def test_a_small_leaf_is_set_flat_in_a_product_and_where_no_rule_knows_its_use():
+    leaf = _params(jnp.float32)["b"]
+    fn = zojax.virtualize(lambda w, x: x @ w + w)
+    text = jax.jit(fn).lower(leaf, jnp.ones((64, 64))).as_text()
+    found = re.findall(r"\}\) : \(tensor<([\dx]+)xf32>, tensor<\d+x\dxu?i32>", text)
+    assert found == (["4096"] if jax.device_count() == 1 else ["64x64"]) * 2
+
+
 @given(st.data())
 @settings(deadline=None, max_examples=60)
 def test_both_ways_to_set_give_the_same(data):

@@ -121,12 +121,12 @@ def _guests(leaves: Sequence[int], shapes, layout: Layout) -> tuple[int, ...] | 
     Each is in a vector's part that it fills but for a few numbers. What else is drawn with them is
     not used, so there can be few such segments.
     """
-    vectors, order = [i for i in leaves if _is_vector(shapes[i])], []
-    for part in layout.parts:
-        room = part.keys * part.width if len(order) < layout.vectors else 0
-        sizes = ((i, math.prod(shapes[i])) for i in vectors)
-        order.append(next((i for i, n in sizes if n <= room <= (1 + _SPARE) * n), -1))
-        vectors = [i for i in vectors if i != order[-1]]
+    left = {i: math.prod(shapes[i]) for i in leaves if _is_vector(shapes[i])}
+    order = [-1] * len(layout.parts)
+    for k, part in enumerate(layout.parts[: layout.vectors]):
+        room = part.keys * part.width
+        order[k] = next((i for i, n in left.items() if n <= room <= (1 + _SPARE) * n), -1)
+        left.pop(order[k], None)
     return tuple(order) if max(order) >= 0 else None
 
 

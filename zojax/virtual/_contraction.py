@@ -45,12 +45,12 @@ def dot_general(eqn, values, report: Report):
         out = kernel(x, replace(rest.undrawn(), name=""))
     elif is_dense:
         panels, large = (panels_of(product, cut) for cut in (ON_CPU, ELSEWHERE))
-        is_whole, has_entries = weight.name in report.whole, rest.entries is not None
+        has_entries = rest.entries is not None
         use = dense_use(
             product,
-            panels=None if is_whole else panels,
+            panels=None if weight.name in report.whole else panels,
             large=large if has_entries or is_formula(rest.base) else None,
-            flat=is_whole and has_entries,
+            flat=report.sets_flat(rest),
         )
         out = use(x, replace(rest, name=""))
     else:

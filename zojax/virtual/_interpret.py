@@ -88,8 +88,7 @@ def _dense(eqn, position, value, report):
     # a vector is used by every token: make it once, or XLA recomputes its noise for each of them
     if is_vector(value) and not _has_numbers(value):
         return _stored(_unnamed(value))
-    flat = value.entries is not None and value.name in report.whole
-    return _whole(_unnamed(value), flat)
+    return _whole(_unnamed(value), report.sets_flat(value))
 
 
 def _has_numbers(value: VirtualArray) -> bool:

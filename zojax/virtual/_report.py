@@ -60,6 +60,10 @@ class Report:
     whole: frozenset[str] = frozenset()
     uses: dict = field(default_factory=dict)
 
+    def sets_flat(self, value) -> bool:
+        """Whether a leaf's entries are set by their flat positions where it is dense on a CPU."""
+        return value.entries is not None and value.name in self.whole
+
     def note(self, eqn, position: int, value, how) -> None:
         dense = 0 if how in ("fused", "rows", "kernel") else value.size * value.dtype.itemsize
         if how == "fallback" and is_vector(value):
